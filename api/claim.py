@@ -1,0 +1,104 @@
+"""SpiderIPClaim: the lock on one address, and the only truth about who has it.
+
+One object per allocated address, named by the address, so that "create if absent" is the allocation (as with
+Kubernetes' own IPAddress objects). No owner references and no finalizers: deleting the object frees the address.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import ClassVar, Literal
+
+from msgspec import field
+
+from api.meta import GROUP, VERSION, Kind, Resource, Struct, Timestamp
+from api.pool import IPVersion
+
+LABEL_POOL = "ipam.spidernet.io/pool"
+LABEL_NODE = "ipam.spidernet.io/node"
+LABEL_IDENTITY = "ipam.spidernet.io/identity"
+
+Address = IPv4Address | IPv6Address
+State = Literal["Allocated", "Quarantined"]
+
+
+class Controller(Struct, frozen=True, kw_only=True):
+    """The workload's top controller."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str = ""
+
+
+class Workload(Struct, frozen=True, kw_only=True):
+    """Who holds the address, as a person would name it. Not an identity: pod names are reused."""
+
+    namespace: str = ""
+    name: str = ""
+    controller: Controller | None = None
+
+
+class Quarantine(Struct, frozen=True, kw_only=True):
+    """Why the address may not be used now: somebody who is not ours answers for it."""
+
+    reason: str
+    mac: str
+    until: Timestamp
+    """RFC 3339; the claim may be deleted after this time."""
+
+
+class ClaimSpec(Struct, frozen=True, kw_only=True):
+    """`spec` of a SpiderIPClaim."""
+
+    address: str
+    """The address in canonical text, without prefix length."""
+    ip_version: IPVersion
+    pool: str
+    state: State = field(default="Allocated")
+    domain: str = field(default="default")
+    """Address space; reserved for VLAN-isolated duplicates, "default" today."""
+    workload: Workload | None = None
+    pod_uid: str = field(default="", name="podUID")
+    container_id: str = field(default="", name="containerID")
+    nic: str = ""
+    """Interface name (the NIC slot) that the address is for."""
+    set_size: int = field(default=1)
+    """How many claims the ADD that made this one takes in all; a smaller number of claims is a partial set."""
+    node: str = ""
+    netns: str = ""
+    """Path of the network namespace as the runtime named it, for repair after a restart."""
+    netns_inode: int = 0
+    quarantine: Quarantine | None = None
+
+
+class Claim(Resource, frozen=True, kw_only=True):
+    """SpiderIPClaim."""
+
+    TYPE: ClassVar[Kind] = Kind(GROUP, VERSION, "SpiderIPClaim", "spideripclaims", namespaced=False, short="sic")
+    spec: ClaimSpec
+
+
+def claim_name(address: Address) -> str:
+    """The claim's object name: `10.0.0.5`, or `fd00-0000-…-0010` (DNS-1123 has no colons)."""
+    return str(address) if address.version == 4 else address.exploded.replace(":", "-")
+
+
+def claim_address(name: str) -> Address:
+    """The address that `claim_name` made `name` from. Raises ValueError."""
+    return ip_address(name.replace("-", ":"))
+
+
+def identity_label(pod_uid: str, container_id: str) -> str:
+    """Label value that finds all claims of one pod (by UID), or of one container where there is no pod.
+
+    A container id may be longer than a label value's 63 characters; then it is hashed.
+    """
+    if pod_uid:
+        return f"pod.{pod_uid}" if len(pod_uid) <= 59 else f"podx.{_short(pod_uid)}"
+    return f"ctr.{container_id}" if len(container_id) <= 59 else f"ctrx.{_short(container_id)}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:48]

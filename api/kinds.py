@@ -1,0 +1,18 @@
+"""All kinds, by the names a manifest uses."""
+
+from __future__ import annotations
+
+from api.claim import Claim
+from api.endpoint import Endpoint
+from api.meta import Resource
+from api.pool import Pool
+from api.reservedip import ReservedIP
+from api.service import EndpointSlice, Service
+
+OWN: tuple[type[Resource], ...] = (Pool, ReservedIP, Endpoint, Claim)
+"""Kinds of our API group: they have a CRD."""
+
+ALL: tuple[type[Resource], ...] = (*OWN, Service, EndpointSlice)
+
+BY_NAME: dict[tuple[str, str], type[Resource]] = {(k.TYPE.api_version, k.TYPE.kind): k for k in ALL}
+"""(apiVersion, kind) to type."""

@@ -1,0 +1,1 @@
+"""The CNI plugins: `spiderpool` (IPAM), `coordinator` and `ifacer`, run inside the agent."""

@@ -1,0 +1,1 @@
+"""Where resources live: one narrow port, and its adapters."""
