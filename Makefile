@@ -1,0 +1,76 @@
+# Spiderpool: build, test, measure, show. `make help` lists the targets.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+PY := build/venv/bin/python
+BIN := build/venv/bin
+export PYTHONPATH := $(CURDIR)
+export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/build/zig-cache
+
+.PHONY: help demo test test-unit test-integration test-e2e bench lint generate format lock clean run-env dev-env shim shim-all
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+run-env: # what the agent and the lab need
+	@lab/provision.sh run
+
+dev-env: # what lint, tests and benchmarks need as well
+	@lab/provision.sh dev
+
+shim: # the CNI executable for this machine
+	@plugins/shim/build.sh native
+
+shim-all: dev-env shim # the CNI executable for every architecture we release
+	@plugins/shim/build.sh amd64
+	@plugins/shim/build.sh arm64
+
+demo: run-env shim ## two nodes, pods and services on this machine; proves what works, row by row
+	@$(BIN)/spiderpool-lab demo
+
+test: dev-env shim-all ## all tests; leaves nothing on the machine
+	@$(PY) tests/run.py $(BIN)/pytest tests/unit tests/integration tests/e2e
+
+test-unit: dev-env ## pure functions only: no root, no network
+	@$(BIN)/pytest tests/unit
+
+test-integration: dev-env shim-all ## real network namespaces, sockets, packets, eBPF
+	@$(PY) tests/run.py $(BIN)/pytest tests/integration
+
+test-e2e: dev-env shim ## the lab, through its public surface
+	@$(PY) tests/run.py $(BIN)/pytest tests/e2e
+
+bench: dev-env shim ## medians and p99 beside their rivals; writes build/bench.json
+	@$(PY) tests/run.py $(PY) -m tests.bench
+
+lint: dev-env ## style, types, import contract, generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
+	@$(PY) -m api.crd --check
+	@$(PY) -m agent.settings --check
+	@plugins/shim/build.sh lint
+	@$(PY) -m agent.dataplane.load --compile-only
+
+generate: dev-env ## CRDs and reference pages from the types
+	@$(PY) -m api.crd
+	@$(PY) -m agent.settings --markdown > docs/settings.md
+
+format: dev-env ## rewrite the sources in the one style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $$(git ls-files '*.c' '*.h')
+
+lock: dev-env ## renew the lock files from pyproject.toml
+	@$(PY) -m venv build/lock-venv && build/lock-venv/bin/pip install -q uv
+	@build/lock-venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --no-annotate pyproject.toml -o requirements-run.lock
+	@build/lock-venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --no-annotate --extra dev -c requirements-run.lock pyproject.toml -o requirements-dev.lock
+
+clean: ## the lab, if it is up, and everything that was built
+	@[ ! -x $(BIN)/spiderpool-lab ] || $(BIN)/spiderpool-lab down
+	@rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

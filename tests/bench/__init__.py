@@ -1,0 +1,1 @@
+"""Benchmarks: the shipped path beside a rival or a floor, in one run, alternating."""
