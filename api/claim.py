@@ -27,16 +27,22 @@ class Controller(Struct, frozen=True, kw_only=True):
     """The workload's top controller."""
 
     api_version: str
+    """Group and version of the controller's kind."""
     kind: str
+    """Kind of the controller."""
     name: str
+    """Name of the controller."""
     uid: str = ""
+    """UID of the controller."""
 
 
 class Workload(Struct, frozen=True, kw_only=True):
     """Who holds the address, as a person would name it. Not an identity: pod names are reused."""
 
     namespace: str = ""
+    """Namespace of the pod."""
     name: str = ""
+    """Name of the pod."""
     controller: Controller | None = None
 
 
@@ -44,7 +50,9 @@ class Quarantine(Struct, frozen=True, kw_only=True):
     """Why the address may not be used now: somebody who is not ours answers for it."""
 
     reason: str
+    """One sentence."""
     mac: str
+    """MAC address that answered."""
     until: Timestamp
     """RFC 3339; the claim may be deleted after this time."""
 
@@ -55,26 +63,36 @@ class ClaimSpec(Struct, frozen=True, kw_only=True):
     address: str
     """The address in canonical text, without prefix length."""
     ip_version: IPVersion
+    """Address family."""
     pool: str
+    """Pool that the address was chosen from."""
     state: State = field(default="Allocated")
+    """Allocated to a workload, or Quarantined since somebody else answers for the address."""
     domain: str = field(default="default")
     """Address space; reserved for VLAN-isolated duplicates, "default" today."""
     workload: Workload | None = None
+    """Who holds the address, for people."""
     pod_uid: str = field(default="", name="podUID")
+    """UID of the pod: the holder's identity, unless there is no pod."""
     container_id: str = field(default="", name="containerID")
+    """Sandbox container: the holder's identity where there is no pod."""
     nic: str = ""
     """Interface name (the NIC slot) that the address is for."""
     set_size: int = field(default=1)
     """How many claims the ADD that made this one takes in all; a smaller number of claims is a partial set."""
+    network: str = ""
+    """Name of the network configuration that asked for the address: CNI's GC is per network."""
     node: str = ""
+    """Node that the workload runs on."""
     netns: str = ""
     """Path of the network namespace as the runtime named it, for repair after a restart."""
     netns_inode: int = 0
+    """Inode of that namespace: the path may since name another one."""
     quarantine: Quarantine | None = None
 
 
 class Claim(Resource, frozen=True, kw_only=True):
-    """SpiderIPClaim."""
+    """One allocated address: whoever creates the object has the address, whoever deletes it frees it."""
 
     TYPE: ClassVar[Kind] = Kind(GROUP, VERSION, "SpiderIPClaim", "spideripclaims", namespaced=False, short="sic")
     spec: ClaimSpec
@@ -98,6 +116,11 @@ def identity_label(pod_uid: str, container_id: str) -> str:
     if pod_uid:
         return f"pod.{pod_uid}" if len(pod_uid) <= 59 else f"podx.{_short(pod_uid)}"
     return f"ctr.{container_id}" if len(container_id) <= 59 else f"ctrx.{_short(container_id)}"
+
+
+def label_value(name: str) -> str:
+    """The label value that stands for an object's name, which may be longer than a label's 63 characters."""
+    return name if len(name) <= 63 else f"x.{_short(name)}"
 
 
 def _short(text: str) -> str:
