@@ -9,7 +9,7 @@ Source: Kubernetes API conventions, "Objects" and "Metadata".
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, ClassVar, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -100,5 +100,5 @@ def decode(kind: type[R], data: bytes) -> R:
     """
     decoder = _decoders.get(kind)
     if decoder is None:
-        decoder = _decoders[kind] = msgspec.json.Decoder(kind)  # type: ignore[assignment]
-    return decoder.decode(data)
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    return cast(R, decoder.decode(data))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from random import Random
 from typing import Literal
 
 Family = Literal[4, 6]
 Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
 Interval = tuple[int, int]
 """First and last address, both included."""
 
@@ -17,6 +18,25 @@ Interval = tuple[int, int]
 def to_address(family: Family, value: int) -> Address:
     """The address whose number is `value`."""
     return IPv4Address(value) if family == 4 else IPv6Address(value)
+
+
+def parse_network(text: str) -> Network:
+    """The network of a CIDR `address/length`; bits behind the length may be set. Raises ValueError.
+
+    Netmasks, zones and addresses without a length, which `ipaddress` takes too, are not CIDRs.
+    """
+    address, _, length = text.partition("/")
+    if length.isascii() and length.isdigit() and "%" not in address:
+        try:
+            return ip_network(text, strict=False)
+        except ValueError:
+            pass
+    raise ValueError(f"{text!r} is not a CIDR 'address/length'")
+
+
+def parse_address(text: str, family: Family) -> Address:
+    """One address of `family`. Raises ValueError with a sentence that says why."""
+    return to_address(family, _parse_address(text, text, family))
 
 
 def parse_range(text: str, family: Family) -> Interval:

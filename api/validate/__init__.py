@@ -1,0 +1,74 @@
+"""What admission does: defaulting and validation of each kind, as pure functions.
+
+`defaulted` and `errors` choose by kind; the modules below have the rules. Kinds without rules of their own (endpoints,
+services) are checked by their schema alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from api.claim import Claim
+from api.meta import R, Resource
+from api.pool import Pool
+from api.ranges import Family
+from api.reservedip import ReservedIP
+from api.validate.claim import created_claim_errors, default_claim, updated_claim_errors
+from api.validate.fields import FieldError
+from api.validate.pool import created_pool_errors, default_pool, updated_pool_errors
+from api.validate.ranges import BOTH
+from api.validate.reservedip import created_reserved_ip_errors, default_reserved_ip, updated_reserved_ip_errors
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a decision about one object needs to know of others."""
+
+    pools: Iterable[Pool] = ()
+    """All pools; the one in question may be among them."""
+    claims: Iterable[Claim] = ()
+    """At least the claims of the pool in question, if that is an update."""
+    families: Collection[Family] = BOTH
+    """Enabled address families."""
+
+
+def defaulted(resource: R) -> R:
+    """`resource` as admission would store it; never fails, validation reports what could not be derived."""
+    result: Resource = resource
+    match resource:
+        case Pool():
+            result = default_pool(resource)
+        case ReservedIP():
+            result = default_reserved_ip(resource)
+        case Claim():
+            result = default_claim(resource)
+    return cast(R, result)
+
+
+def errors(new: Resource, old: Resource | None, around: Surroundings) -> list[FieldError]:
+    """All that is wrong with creating `new` (if `old` is None) or with changing `old` into it; `new` is defaulted."""
+    return _created_errors(new, around) if old is None else _updated_errors(old, new, around)
+
+
+def _created_errors(new: Resource, around: Surroundings) -> list[FieldError]:
+    match new:
+        case Pool():
+            return created_pool_errors(new, others=around.pools, families=around.families)
+        case ReservedIP():
+            return created_reserved_ip_errors(new, families=around.families)
+        case Claim():
+            return created_claim_errors(new)
+    return []
+
+
+def _updated_errors(old: Resource, new: Resource, around: Surroundings) -> list[FieldError]:
+    match old, new:
+        case Pool(), Pool():
+            return updated_pool_errors(old, new, others=around.pools, claims=around.claims, families=around.families)
+        case ReservedIP(), ReservedIP():
+            return updated_reserved_ip_errors(old, new, families=around.families)
+        case Claim(), Claim():
+            return updated_claim_errors(old, new)
+    return []

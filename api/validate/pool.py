@@ -1,0 +1,252 @@
+"""Defaulting and validation of a SpiderIPPool.
+
+The rules are upstream's, with these differences: every error is reported and not the first one only; errors about a
+range name the range (`spec.ips[2]`); a reversed range is refused at creation as well; whether two spellings mean the
+same address is decided by number, not by text; an update is blamed only for what it changes (adding an address that
+another pool has, dropping one that is claimed), so that an operator can always mend a pool that is already wrong; and
+"in use" means that a claim holds the address, whatever the status says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from ipaddress import ip_address
+
+from msgspec.structs import replace
+
+from api.claim import Claim
+from api.meta import FINALIZER
+from api.pool import LABEL_CIDR, LabelSelector, Pool, PoolSpec, Route, cidr_label
+from api.ranges import Family, IPSet, Network, parse_address, parse_network, range_text
+from api.validate import ranges
+from api.validate.fields import FieldError, forbidden, invalid
+from api.validate.selectors import selector_errors
+
+_NAMED_IN_USE = 10
+"""How many addresses in use one refused update names; a pool may have millions."""
+
+_NAMED_RANGES = 5
+"""How many overlapping ranges one error shows."""
+
+
+def default_pool(pool: Pool) -> Pool:
+    """The pool with finalizer, `ipVersion`, CIDR label and merged ranges; a terminating pool stays as it is.
+
+    Never fails: what cannot be derived stays absent, and validation says so.
+    """
+    if ranges.is_terminating(pool):
+        return pool
+    metadata, spec = pool.metadata, pool.spec
+    if FINALIZER not in metadata.finalizers:
+        metadata = replace(metadata, finalizers=[*metadata.finalizers, FINALIZER])
+    network = _network(spec.subnet)
+    if network is not None:
+        metadata = replace(metadata, labels={**metadata.labels, LABEL_CIDR: cidr_label(spec.subnet)})
+        if spec.ip_version is None:
+            spec = replace(spec, ip_version=network.version)
+    spec = replace(
+        spec,
+        ips=ranges.merged(spec.ips, spec.ip_version),
+        exclude_ips=ranges.merged(spec.exclude_ips, spec.ip_version),
+    )
+    return replace(pool, metadata=metadata, spec=spec)
+
+
+def created_pool_errors(
+    pool: Pool, *, others: Iterable[Pool] = (), families: Collection[Family] = ranges.BOTH
+) -> list[FieldError]:
+    """All that is wrong with a new pool, defaulted by `default_pool`; `others` are the pools there are."""
+    rivals = [other for other in others if other.metadata.name != pool.metadata.name]
+    return [
+        *ranges.version_errors(pool.spec.ip_version, "'spec.subnet'", families),
+        *_subnet_errors(pool.spec, rivals),
+        *_spec_errors(pool.spec, IPSet(pool.spec.ip_version or 4), rivals),
+    ]
+
+
+def updated_pool_errors(
+    old: Pool,
+    new: Pool,
+    *,
+    others: Iterable[Pool] = (),
+    claims: Iterable[Claim] = (),
+    families: Collection[Family] = ranges.BOTH,
+) -> list[FieldError]:
+    """All that is wrong with the change from `old` to `new`, which `default_pool` has seen.
+
+    `claims` are at least the pool's own claims. A terminating pool may only lose its finalizer.
+    """
+    if ranges.is_terminating(old):
+        if FINALIZER in new.metadata.finalizers:
+            return [forbidden("metadata.deletionTimestamp", "cannot update a terminating IPPool")]
+        return []
+    before = pool_addresses(old.spec)
+    rivals = [other for other in others if other.metadata.name != new.metadata.name]
+    return [
+        *ranges.immutable_errors("spec.ipVersion", old.spec.ip_version, new.spec.ip_version),
+        *ranges.immutable_errors("spec.subnet", old.spec.subnet, new.spec.subnet),
+        *ranges.version_errors(new.spec.ip_version, "'spec.subnet'", families),
+        *_spec_errors(new.spec, before, rivals),
+        *_in_use_errors(new, before, claims),
+    ]
+
+
+def pool_addresses(spec: PoolSpec) -> IPSet:
+    """The addresses a pool has: `ips` without `excludeIPs`. Malformed ranges count as absent."""
+    return ranges.lenient_net(spec.ips, spec.exclude_ips, _family(spec) or 4)
+
+
+def _network(subnet: str) -> Network | None:
+    try:
+        return parse_network(subnet)
+    except ValueError:
+        return None
+
+
+def _subnet_errors(spec: PoolSpec, rivals: Iterable[Pool]) -> Iterator[FieldError]:
+    network = _network(spec.subnet)
+    if network is None:
+        yield invalid("spec.subnet", spec.subnet, "is not a CIDR 'address/length'")
+    elif spec.ip_version not in {None, network.version}:
+        yield invalid("spec.subnet", spec.subnet, f"is not an IPv{spec.ip_version} CIDR")
+    elif spec.subnet != str(network):
+        yield invalid("spec.subnet", spec.subnet, f"unformatted subnet {spec.subnet}, please change it to {network}")
+    else:
+        for rival in rivals:
+            theirs = _network(rival.spec.subnet)
+            if theirs is not None and theirs != network and network.overlaps(theirs):
+                text = f"overlap with IPPool {rival.metadata.name} which 'spec.subnet' is {rival.spec.subnet}"
+                yield invalid("spec.subnet", spec.subnet, text)
+
+
+def _spec_errors(spec: PoolSpec, before: IPSet, rivals: Iterable[Pool]) -> Iterator[FieldError]:
+    """Everything that does not concern the subnet itself; nothing to go by if that is malformed."""
+    network = _network(spec.subnet)
+    if network is not None and spec.ip_version in {None, network.version}:
+        family = network.version
+        ips = ranges.parse_list(spec.ips, family, "spec.ips")
+        excluded = ranges.parse_list(spec.exclude_ips, family, "spec.excludeIPs")
+        yield from _range_errors(ips, spec.ips, network, "spec.ips")
+        yield from _range_errors(excluded, spec.exclude_ips, network, "spec.excludeIPs")
+        yield from _overlap_errors(ranges.net(ips, excluded, family) - before, rivals)
+        yield from _gateway_errors(spec, network, ips, excluded)
+        yield from _route_errors(spec.routes or (), network)
+    if spec.pod_affinity == LabelSelector() or spec.pod_affinity == LabelSelector(
+        match_labels={}, match_expressions=[]
+    ):
+        yield invalid("spec.podAffinity", {}, "empty podAffinity is invalid for SpiderIPPool")
+    elif spec.pod_affinity is not None:
+        yield from selector_errors(spec.pod_affinity, "spec.podAffinity")
+
+
+def _range_errors(parsed: ranges.Parsed, texts: list[str] | None, network: Network, path: str) -> Iterator[FieldError]:
+    yield from parsed.errors
+    low, high = int(network.network_address), int(network.broadcast_address)
+    for i, (first, last) in parsed.intervals:
+        if first < low or last > high:
+            yield invalid(f"{path}[{i}]", (texts or ())[i], f"does not match base subnet: {network}")
+
+
+def _overlap_errors(added: IPSet, rivals: Iterable[Pool]) -> Iterator[FieldError]:
+    for rival in rivals:
+        shared = added & pool_addresses(rival.spec) if _family(rival.spec) == added.family else IPSet(added.family)
+        if shared:
+            theirs = ranges.parse_list(rival.spec.ips, added.family, "").intervals
+            touched = [range_text(added.family, part) for _, part in theirs if shared & IPSet(added.family, [part])]
+            yield forbidden(
+                "spec.ips",
+                f"overlap with IPPool {rival.metadata.name} in IP ranges {_listed(touched)}, "
+                f"both would have {_listed(shared.to_ranges())}",
+            )
+
+
+def _gateway_errors(
+    spec: PoolSpec, network: Network, ips: ranges.Parsed, excluded: ranges.Parsed
+) -> Iterator[FieldError]:
+    if spec.gateway is None:
+        return
+    fault = _not_in_subnet(spec.gateway, network)
+    if fault:
+        yield invalid("spec.gateway", spec.gateway, fault)
+        return
+    gateway = int(ip_address(spec.gateway))
+    if gateway not in IPSet(network.version, (part for _, part in excluded.intervals)):
+        for i, (first, last) in ips.intervals:
+            if first <= gateway <= last:
+                text = f"conflicts with 'spec.gateway' {spec.gateway}, add it to 'spec.excludeIPs' or narrow the range"
+                yield invalid(f"spec.ips[{i}]", (spec.ips or ())[i], text)
+
+
+def _route_errors(routes: Iterable[Route], network: Network) -> Iterator[FieldError]:
+    seen: dict[Network, int] = {}
+    for i, route in enumerate(routes):
+        path = f"spec.routes[{i}]"
+        target = _network(route.dst)
+        if target is None or target.version != network.version:
+            yield invalid(f"{path}.dst", route.dst, f"is not an IPv{network.version} CIDR")
+        elif target.prefixlen == 0:
+            yield invalid(f"{path}.dst", route.dst, "please specify 'spec.gateway' to configure the default route")
+        elif target in seen:
+            yield invalid(f"{path}.dst", route.dst, f"duplicate of spec.routes[{seen[target]}].dst")
+        else:
+            seen[target] = i
+        fault = _not_in_subnet(route.gw, network)
+        if fault:
+            yield invalid(f"{path}.gw", route.gw, fault)
+
+
+def _not_in_subnet(text: str, network: Network) -> str:
+    """Why `text` is no next hop in `network`; empty if it is one."""
+    try:
+        address = parse_address(text, network.version)
+    except ValueError as error:
+        return str(error)
+    return "" if address in network else f"not pertains to the 'spec.subnet' {network} of IPPool"
+
+
+def _in_use_errors(pool: Pool, before: IPSet, claims: Iterable[Claim]) -> Iterator[FieldError]:
+    """Addresses that the update takes out of the pool although a workload has them.
+
+    A quarantined address is nobody's of ours: to drop it may be just what the operator wants.
+    """
+    dropped = before - pool_addresses(pool.spec)
+    if not dropped:
+        return
+    unnamed = 0
+    for named, claim in enumerate(_holders(pool.metadata.name, dropped, claims)):
+        if named < _NAMED_IN_USE:
+            text = f"remove an IP address {claim.spec.address} that is being used by {holder(claim)}"
+            yield forbidden("spec.ips", text)
+        else:
+            unnamed += 1
+    if unnamed:
+        yield forbidden("spec.ips", f"remove {unnamed} more IP addresses that are being used")
+
+
+def _holders(pool: str, dropped: IPSet, claims: Iterable[Claim]) -> Iterator[Claim]:
+    for claim in claims:
+        if claim.spec.pool == pool and claim.spec.state == "Allocated" and claim.spec.ip_version == dropped.family:
+            try:
+                address = parse_address(claim.spec.address, dropped.family)
+            except ValueError:
+                continue  # a claim on no address holds none
+            if address in dropped:
+                yield claim
+
+
+def holder(claim: Claim) -> str:
+    """Who has the claim's address, for a sentence: `Pod web/front-1`, or `container 4f…`."""
+    workload = claim.spec.workload
+    if workload is not None and workload.name:
+        return f"Pod {workload.namespace}/{workload.name}"
+    return f"container {claim.spec.container_id}" if claim.spec.container_id else f"Pod UID {claim.spec.pod_uid}"
+
+
+def _listed(texts: list[str]) -> str:
+    shown = texts[:_NAMED_RANGES]
+    return f"[{' '.join(shown)}{' …' if len(texts) > len(shown) else ''}]"
+
+
+def _family(spec: PoolSpec) -> Family | None:
+    network = _network(spec.subnet)
+    return spec.ip_version or (network.version if network else None)
