@@ -7,6 +7,7 @@ Kubernetes' own IPAddress objects). No owner references and no finalizers: delet
 from __future__ import annotations
 
 import hashlib
+import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import ClassVar, Literal
 
@@ -21,6 +22,8 @@ LABEL_IDENTITY = "ipam.spidernet.io/identity"
 
 Address = IPv4Address | IPv6Address
 State = Literal["Allocated", "Quarantined"]
+
+_LABEL_TAIL = re.compile(r"[A-Za-z0-9._-]{0,58}[A-Za-z0-9]")
 
 
 class Controller(Struct, frozen=True, kw_only=True):
@@ -111,11 +114,11 @@ def claim_address(name: str) -> Address:
 def identity_label(pod_uid: str, container_id: str) -> str:
     """Label value that finds all claims of one pod (by UID), or of one container where there is no pod.
 
-    A container id may be longer than a label value's 63 characters; then it is hashed.
+    What is too long for a label value, or has characters that one may not have (a container id may end in a dash),
+    is hashed.
     """
-    if pod_uid:
-        return f"pod.{pod_uid}" if len(pod_uid) <= 59 else f"podx.{_short(pod_uid)}"
-    return f"ctr.{container_id}" if len(container_id) <= 59 else f"ctrx.{_short(container_id)}"
+    kind, identity = ("pod", pod_uid) if pod_uid else ("ctr", container_id)
+    return f"{kind}.{identity}" if _LABEL_TAIL.fullmatch(identity) else f"{kind}x.{_short(identity)}"
 
 
 def label_value(name: str) -> str:
@@ -124,4 +127,4 @@ def label_value(name: str) -> str:
 
 
 def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:48]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:48]
