@@ -16,11 +16,11 @@ Source: Kubernetes API concepts, "Resource versions", "Efficient detection of ch
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol
 
-from api.meta import R
+from api.meta import ObjectMeta, R
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,15 @@ class Query:
     """Equality conditions on labels."""
     name: str = ""
     """`metadata.name` equals this; empty: any."""
+
+    def selects(self, metadata: ObjectMeta, labels: Mapping[str, str] | None = None) -> bool:
+        """Whether an object with this metadata is asked for; `labels` stand for its own if given."""
+        if self.name and self.name != metadata.name:
+            return False
+        if self.namespace and self.namespace != metadata.namespace:
+            return False
+        have = metadata.labels if labels is None else labels
+        return all(have.get(key) == value for key, value in self.labels.items())
 
 
 EVERYTHING = Query()
@@ -66,7 +75,7 @@ class Store(Protocol):
     async def list(self, kind: type[R], query: Query = EVERYTHING) -> Listing[R]:
         """The matching objects in order of namespace and name, read from the authority and no cache."""
 
-    def watch(self, kind: type[R], query: Query, since: str) -> AsyncIterator[Event[R]]:
+    def watch(self, kind: type[R], query: Query, since: str) -> AsyncGenerator[Event[R], None]:
         """Changes after resourceVersion `since`, in order, without end; close the iterator to stop.
 
         Raises ExpiredError, at once or later, when `since` is older than what the store remembers.
