@@ -1,0 +1,164 @@
+"""A node: its agent as a daemon of its own, with everything that two nodes on one machine must not share."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+import yaml
+
+from lab.layout import SOURCES, Lab, LabError
+from lab.pods import cgroup
+from lab.process import alive, end, in_netns, last_lines, record, run, spawn
+from lab.state import State
+
+READY_WITHIN = 40
+"""Seconds that an agent has until it is ready; compiling the eBPF programs on a slow machine is most of it."""
+STOP_WITHIN = 10
+"""Seconds that an agent has to stop by itself."""
+HEALTH_PORT = 5710
+METRICS_PORT = 5711
+"""The agent's own defaults: each node has a network namespace of its own."""
+BIN = os.path.dirname(os.path.abspath(sys.executable))
+"""Where the console scripts are, beside the interpreter."""
+CNI_BUILT = f"{SOURCES}/build/cni"
+
+
+def agent(node: str) -> str:
+    """Name of the node's agent among the lab's processes."""
+    return f"{node}-agent"
+
+
+def settings(lab: Lab, node: str) -> dict[str, dict[str, object]]:
+    """The agent's settings file."""
+    return {
+        "agent": {
+            "node_name": node,
+            "store_path": lab.store,
+            "socket_path": lab.socket(node),
+            "queue_dir": lab.queue(node),
+        },
+        "ipam": {
+            "enable_ip_conflict_detection": True,
+            "enable_gateway_detection": True,
+        },
+        "dataplane": {
+            "cgroup_path": cgroup(lab, node),
+            "pin_path": lab.pins(node),
+        },
+    }
+
+
+def prepare(lab: Lab, node: str) -> None:
+    """The node's folders, its CNI executables and its agent's settings file. Raises LabError."""
+    for folder in (lab.node(node), lab.cni_bin(node), lab.queue(node), lab.pins(node)):
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    for name in ("spiderpool", "coordinator"):
+        source, target = f"{CNI_BUILT}/{name}", f"{lab.cni_bin(node)}/{name}"
+        if not os.access(source, os.X_OK):
+            raise LabError(f"{source} is missing: run plugins/shim/build.sh")
+        try:
+            os.link(source, target)
+        except OSError:  # another file system
+            shutil.copy(source, target)
+    with open(f"{lab.cni_bin(node)}/.spiderpool.paths", "w") as paths:
+        paths.write(f"{lab.socket(node)}\n{lab.queue(node)}\n")
+    with open(f"{lab.node(node)}/agent.yaml", "w") as file:
+        yaml.safe_dump(settings(lab, node), file, sort_keys=False)
+
+
+def start_agent(state: State, node: str) -> float:
+    """Start the node's agent and wait until it is ready; the seconds it took. Raises LabError with the log's end."""
+    lab = state.lab
+    begin = time.monotonic()
+    name, log = agent(node), lab.log(agent(node))
+    told = f"{lab.node(node)}/notify.sock"
+    enter = os.path.join(os.path.dirname(os.path.abspath(__file__)), "enter.py")
+    procs = f"{cgroup(lab, node, 'agent')}/cgroup.procs"
+    program = [f"{BIN}/spiderpool-agent", "--config", f"{lab.node(node)}/agent.yaml"]
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(told)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(told)
+        process = spawn(
+            [sys.executable, "-I", "-S", enter, procs, *program],
+            netns=lab.netns_path(node),
+            log=log,
+            NOTIFY_SOCKET=told,
+        )
+        started = record(process)
+        state.add_process(name, started)
+        fd = os.pidfd_open(started.pid)
+        try:
+            while b"READY=1" not in _told(notify, fd, begin + READY_WITHIN, name, log):
+                pass
+        finally:
+            os.close(fd)
+    status, body = http_get(lab, node, HEALTH_PORT, "/v1/runtime/readiness")
+    if status != 200:
+        raise LabError(f"{name} says that it is ready and answers {status} {body!r}:\n{last_lines(log)}")
+    return time.monotonic() - begin
+
+
+def _told(notify: socket.socket, process: int, deadline: float, name: str, log: str) -> bytes:
+    """The next message of the agent. Raises LabError when it ends, or stays silent until the deadline."""
+    readable, _, _ = select.select([notify.fileno(), process], [], [], max(0, deadline - time.monotonic()))
+    if notify.fileno() in readable:
+        return notify.recv(4096)
+    what = "ended" if readable else f"was not ready within {READY_WITHIN} s"
+    raise LabError(f"{name} {what}; the end of {log}:\n{last_lines(log)}")
+
+
+def stop_agent(state: State, node: str, number: signal.Signals = signal.SIGTERM) -> None:
+    """End the node's agent, if it runs. Raises LabError when it does not end."""
+    process = state.processes.get(agent(node))
+    if process is not None and not end(process, number, STOP_WITHIN):
+        raise LabError(f"{agent(node)} does not stop on {number.name}; its log is {state.lab.log(agent(node))}")
+    state.remove_process(agent(node))
+
+
+def agent_runs(state: State, node: str) -> bool:
+    """Whether the node's agent runs."""
+    process = state.processes.get(agent(node))
+    return process is not None and alive(process)
+
+
+def http_get(lab: Lab, node: str, port: int, path: str) -> tuple[int, str]:
+    """Status and body of an HTTP GET at the node's loopback. Raises LabError."""
+
+    def connect() -> socket.socket:
+        return socket.create_connection(("127.0.0.1", port), timeout=5)
+
+    try:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            connection.sock = in_netns(lab.netns_path(node), connect)
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        raise LabError(f"no answer from {node} port {port} {path}: {error}") from None
+
+
+def queued(lab: Lab, node: str) -> list[str]:
+    """The DELs that wait for the node's agent."""
+    return sorted(name for name in os.listdir(lab.queue(node)) if not name.startswith("."))
+
+
+def ctl(lab: Lab, *arguments: str, stdin: str = "") -> str:
+    """Output of `spiderpoolctl` on the lab's store. Raises LabError with what it said."""
+    return run([f"{BIN}/spiderpoolctl", *arguments, "--store", lab.store], stdin=stdin)
+
+
+def ctl_list(lab: Lab, kind: str) -> list[dict[str, Any]]:
+    """All objects of a kind. Raises LabError."""
+    items: list[dict[str, Any]] = json.loads(ctl(lab, "get", kind, "-o", "json"))["items"]
+    return items
