@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build the CNI executables: build.sh [native|amd64|arm64]...   (default: native)
+# Build the CNI executables: build.sh [native|amd64|arm64|lint]...   (default: native; lint only looks for mistakes)
 # native goes to build/cni/, the others to build/cni-<architecture>/. A target newer than its source is left alone.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -11,6 +11,10 @@ export ZIG_GLOBAL_CACHE_DIR="$PWD/build/zig-cache" ZIG_LOCAL_CACHE_DIR="$PWD/bui
 
 for target in "${@:-native}"; do
 	case $target in
+	lint)
+		# shellcheck disable=SC2086 # a list of words
+		musl-gcc $flags -O2 -Wshadow -Wconversion -Wstrict-prototypes -Wvla -fanalyzer -c -o /dev/null "$source"
+		continue ;;
 	native) dir=build/cni compiler="musl-gcc" ;;
 	amd64) dir=build/cni-amd64 compiler="$python -m ziglang cc -target x86_64-linux-musl" ;;
 	arm64) dir=build/cni-arm64 compiler="$python -m ziglang cc -target aarch64-linux-musl" ;;

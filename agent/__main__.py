@@ -1,0 +1,38 @@
+"""`spiderpool-agent`: the node daemon's entry point."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+
+from agent import daemon
+from agent.logs import configure
+from agent.rooms import furnish
+from agent.server import AddressInUseError
+from agent.settings import SettingsError, load, to_yaml
+
+_log = logging.getLogger(__name__)
+
+
+def main() -> int:
+    """Run the agent. Exit status: 0 stopped, 1 died or cannot start, 2 wrong settings."""
+    try:
+        settings, only_print = load(sys.argv[1:], os.environ)
+    except SettingsError as error:
+        sys.stderr.write(f"spiderpool-agent: {error}\n")
+        return 2
+    if only_print:
+        sys.stdout.write(to_yaml(settings))
+        return 0
+    configure(settings.log.level)
+    try:
+        return asyncio.run(daemon.run(settings, furnish))
+    except (AddressInUseError, OSError) as error:
+        _log.critical("cannot start: %s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Structured logs: one JSON object a line on standard error, with the running CNI call's names on each line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+import msgspec
+
+CALL: ContextVar[Mapping[str, str]] = ContextVar("CALL", default={})  # noqa: B039 (never changed in place)
+"""Members that each log line of the running call gets: pod, container, command and so on."""
+
+_encoder = msgspec.json.Encoder(enc_hook=repr)
+
+
+class JsonFormatter(logging.Formatter):
+    """time, level, logger, message, the call's members, and the trace of an exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`record` as one line of JSON."""
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **CALL.get(),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return _encoder.encode(line).decode()
+
+
+def configure(level: str) -> None:
+    """Send everything of at least `level` (a name of the logging module) to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(capture=True)

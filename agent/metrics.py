@@ -1,0 +1,30 @@
+"""What the agent itself counts; each plugin has a metrics module of its own."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+CALLS = Counter(
+    "spiderpool_agent_cni_calls",
+    "CNI calls by plugin, command and the CNI error code they ended with (0: success).",
+    ["plugin", "command", "code"],
+)
+DURATION = Histogram(
+    "spiderpool_agent_cni_call_duration_seconds",
+    "Time from a call's arrival to its answer, waiting included.",
+    ["plugin", "command"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+RUNNING = Gauge("spiderpool_agent_cni_calls_running", "CNI calls being executed.")
+IN_FLIGHT = Gauge("spiderpool_agent_cni_calls_in_flight", "CNI calls that arrived and are not answered yet.")
+REFUSED = Counter(
+    "spiderpool_agent_cni_connections_refused",
+    "Connections that were not served: busy (the waiting room is full), peer (not root), malformed, slow, gone.",
+    ["reason"],
+)
+QUEUE_LENGTH = Gauge("spiderpool_agent_queue_length", "Queued deletions that are still to be replayed.")
+QUEUE_REPLAYED = Counter(
+    "spiderpool_agent_queue_replayed",
+    "Queue files by outcome: done, retried, failed (moved aside after the last attempt), malformed (moved aside).",
+    ["outcome"],
+)

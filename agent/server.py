@@ -1,0 +1,206 @@
+"""The agent's Unix socket: root only, bounded, one task for each connection."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import socket
+import stat
+from contextlib import suppress
+
+from agent import metrics
+from agent.host import Host
+from agent.settings import ServerSettings
+from agent.wire import FrameError, Status, close_all, encode_reply, peer_uid, receive_request, send_reply
+
+_BACKLOG = 1024
+_ACCEPTS_PER_TURN = 64
+"""Connections taken before the event loop may do something else."""
+_ACCEPT_PAUSE = 0.2
+"""Seconds without accepting after the process ran out of descriptors or memory."""
+_SEND_DEADLINE = 5.0
+"""Seconds that a peer may take to read its reply."""
+_ROLLBACK_DEADLINE = 5.0
+"""Seconds for calls that were cancelled at the stop to roll back."""
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+_log = logging.getLogger(__name__)
+
+
+class AddressInUseError(Exception):
+    """Another agent, or something that is not ours, has the socket's path."""
+
+
+class Server:
+    """Accepts calls on `settings.socket` and lets a host execute them.
+
+    At most `settings.concurrency` calls execute and `settings.waiting` more wait; further ones are told at once that
+    the agent is busy. An unbounded room would only move the wait to where nobody sees it, and a runtime that gave up
+    would find its calls executed later.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._path = settings.socket
+        self._settings = settings
+        self._capacity = settings.concurrency + settings.waiting
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._host: Host | None = None
+        self._listener: socket.socket | None = None
+        self._lock_fd = -1
+        self._inode = 0
+
+    def claim(self) -> None:
+        """Make sure that no other agent serves the path, and keep others from it as long as this process lives.
+
+        The lock decides between agents that start at the same moment; the connection attempt finds whoever knows
+        nothing of the lock. Raises AddressInUseError, OSError.
+        """
+        os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
+        self._lock_fd = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AddressInUseError(f"another agent serves {self._path} (it holds {self._path}.lock)") from None
+        _refuse_if_answered(self._path)
+
+    def listen(self, host: Host) -> None:
+        """Accept calls from now on. `claim` comes first.
+
+        The new socket is renamed into place: shims that wait for a restarting agent find the dead one's or this one.
+        Raises OSError.
+        """
+        fresh = f"{self._path}.new"
+        with suppress(FileNotFoundError):
+            os.unlink(fresh)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        os.fchmod(listener.fileno(), 0o600)  # before bind: the node is created with it, whatever the umask (unix(7))
+        listener.bind(fresh)
+        listener.listen(_BACKLOG)
+        self._inode = os.stat(fresh).st_ino
+        os.rename(fresh, self._path)
+        self._host = host
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener, self._accept)
+
+    async def stop(self, patience: float) -> None:
+        """Take no more calls, give the executing ones `patience` seconds, then have them rolled back.
+
+        Calls that have not begun are answered STOPPING, those in the listen queue too: nothing of them was executed,
+        so a shim may go to our successor with them.
+        """
+        if self._listener is None or self._host is None:
+            return
+        with suppress(FileNotFoundError):
+            if os.stat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
+        self._accept()
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        self._listener = None
+        for task in self._tasks - self._host.executing:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=patience)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=_ROLLBACK_DEADLINE)
+            if late:
+                _log.error("%d calls did not end in time and are abandoned", len(late))
+        os.close(self._lock_fd)
+
+    def _accept(self) -> None:
+        assert self._listener is not None  # noqa: S101 (the reader is removed when it is closed)
+        for _ in range(_ACCEPTS_PER_TURN):
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                _log.error("cannot accept: %s", error)
+                self._pause()
+                return
+            connection.setblocking(False)
+            if peer_uid(connection) != 0:
+                metrics.REFUSED.labels("peer").inc()
+                _log.warning("refused a connection of user %d", peer_uid(connection))
+                connection.close()
+            elif len(self._tasks) >= self._capacity:
+                metrics.REFUSED.labels("busy").inc()
+                self._refuse(connection)
+            else:
+                task = asyncio.get_running_loop().create_task(self._serve(connection))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _pause(self) -> None:
+        """Leave new connections in the kernel's queue for a moment: closing calls frees what is missing."""
+        loop = asyncio.get_running_loop()
+        assert self._listener is not None  # noqa: S101 (called from _accept)
+        loop.remove_reader(self._listener)
+
+        def resume() -> None:
+            if self._listener is not None:
+                loop.add_reader(self._listener, self._accept)
+
+        loop.call_later(_ACCEPT_PAUSE, resume)
+
+    def _refuse(self, connection: socket.socket) -> None:
+        body = f"it is busy: {len(self._tasks)} calls execute or wait, the limit is {self._capacity}".encode()
+        with connection:
+            try:
+                connection.send(encode_reply(Status.BUSY, body), socket.MSG_NOSIGNAL)  # fits an empty buffer
+            except OSError:
+                return
+
+    async def _serve(self, connection: socket.socket) -> None:
+        """One connection: one request, one reply."""
+        assert self._host is not None  # noqa: S101 (set by listen)
+        fds: list[int] = []
+        try:
+            try:
+                async with asyncio.timeout(self._settings.read_deadline):
+                    request = await receive_request(connection, fds)
+                reply = await self._host.call(request, fds[0] if fds else None)
+                answer = encode_reply(reply.status, reply.body)
+            except asyncio.CancelledError:  # by `stop`, and by nobody else
+                answer = encode_reply(Status.STOPPING, b"it is stopping")
+            async with asyncio.timeout(_SEND_DEADLINE):
+                await send_reply(connection, answer)
+        except FrameError as error:
+            metrics.REFUSED.labels("malformed").inc()
+            _log.warning("refused a malformed request: %s", error)
+        except TimeoutError:
+            metrics.REFUSED.labels("slow").inc()
+            _log.warning("gave up on a peer that neither sends nor reads")
+        except (EOFError, OSError) as error:
+            metrics.REFUSED.labels("gone").inc()
+            _log.warning("the caller went away: %s", error)
+        finally:
+            close_all(fds)
+            connection.close()
+
+
+def _refuse_if_answered(path: str) -> None:
+    """Raise AddressInUseError unless `path` is free or a socket that nobody listens on."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise AddressInUseError(f"{path} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return
+        except BlockingIOError:  # its listen queue is full: somebody is there
+            pass
+    raise AddressInUseError(f"another process answers on {path}")
