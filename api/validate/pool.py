@@ -93,7 +93,7 @@ def updated_pool_errors(
 
 def pool_addresses(spec: PoolSpec) -> IPSet:
     """The addresses a pool has: `ips` without `excludeIPs`. Malformed ranges count as absent."""
-    return ranges.lenient_net(spec.ips, spec.exclude_ips, _family(spec) or 4)
+    return ranges.lenient_net(spec.ips, spec.exclude_ips, spec_family(spec) or 4)
 
 
 def _network(subnet: str) -> Network | None:
@@ -149,7 +149,7 @@ def _range_errors(parsed: ranges.Parsed, texts: list[str] | None, network: Netwo
 
 def _overlap_errors(added: IPSet, rivals: Iterable[Pool]) -> Iterator[FieldError]:
     for rival in rivals:
-        shared = added & pool_addresses(rival.spec) if _family(rival.spec) == added.family else IPSet(added.family)
+        shared = added & pool_addresses(rival.spec) if spec_family(rival.spec) == added.family else IPSet(added.family)
         if shared:
             theirs = ranges.parse_list(rival.spec.ips, added.family, "").intervals
             touched = [range_text(added.family, part) for _, part in theirs if shared & IPSet(added.family, [part])]
@@ -247,6 +247,7 @@ def _listed(texts: list[str]) -> str:
     return f"[{' '.join(shown)}{' …' if len(texts) > len(shown) else ''}]"
 
 
-def _family(spec: PoolSpec) -> Family | None:
+def spec_family(spec: PoolSpec) -> Family | None:
+    """The family of the pool's addresses; None if the subnet is malformed and `ipVersion` is not there."""
     network = _network(spec.subnet)
     return spec.ip_version or (network.version if network else None)

@@ -1,0 +1,1 @@
+"""`spiderpoolctl`: pools, services and endpoints in and out of the store of one machine."""
