@@ -1,0 +1,1 @@
+"""Netlink, nf_tables and network namespaces: the kernel work that the plugins share."""
