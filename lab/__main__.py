@@ -1,4 +1,4 @@
-"""`spiderpool-lab up|check|down|demo`: Spiderpool on one machine, and the proof that it works."""
+"""`spiderpool-lab up|check|exec|down|demo`: Spiderpool on one machine, and the proof that it works."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import signal
 import sys
 import time
 
-from lab import checks, lifecycle, nodes
-from lab.layout import BACKENDS, NODES, Lab, LabError
+from lab import checks, lifecycle, nodes, pods
+from lab.layout import BACKENDS, NODES, VIP, Lab, LabError
 from lab.state import State
-from lab.table import Paper, as_json
+from lab.table import Paper, Row, as_json
+
+DEFAULT_NAME = "spl"
 
 
 def _arguments() -> argparse.Namespace:
@@ -18,13 +20,16 @@ def _arguments() -> argparse.Namespace:
         prog="spiderpool-lab",
         description="Two nodes, a router and pods as network namespaces on this machine; needs root and no cluster.",
     )
-    parser.add_argument("--name", default="spl", help="the lab's name, for several at once; begins with spl")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="up|check|down|demo")
+    parser.add_argument("--name", default=DEFAULT_NAME, help="the lab's name, for several at once; begins with spl")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="up|check|exec|down|demo")
     commands.add_parser("up", help="bring the lab up, with some pods running")
     check = commands.add_parser("check", help="prove that it works, row by row")
     check.add_argument("--json", action="store_true", help="print the rows as JSON")
     commands.add_parser("down", help="remove everything, also what a killed `up` left")
     commands.add_parser("demo", help="down if it is up, then up and check")
+    inside = commands.add_parser("exec", help="run a command inside a pod, a node or the host outside")
+    inside.add_argument("place", help="client, web-1, node1, outside, …")
+    inside.add_argument("argv", nargs=argparse.REMAINDER, metavar="command")
     return parser.parse_args()
 
 
@@ -37,10 +42,10 @@ def _up(lab: Lab, paper: Paper) -> None:
 
 def _check(lab: Lab, paper: Paper, *, quiet: bool) -> int:
     begin = time.monotonic()
-    if not quiet:
-        paper.heading("What it proves")
-    rows = []
+    rows: list[Row] = []
     for row in checks.run(lab):
+        if not (rows or quiet):
+            paper.heading("What it proves")
         rows.append(row)
         if not quiet:
             paper.row(row)
@@ -52,18 +57,21 @@ def _check(lab: Lab, paper: Paper, *, quiet: bool) -> int:
 
 
 def _how_to_poke(lab: Lab, paper: Paper) -> None:
-    attachment = State.load(lab).attachments[BACKENDS[0]]
+    attachments = State.load(lab).attachments
+    address = attachments[BACKENDS[0]].addresses()[0]
+    me = f"{nodes.BIN}/spiderpool-lab" + ("" if lab.name == DEFAULT_NAME else f" --name {lab.name}")
+    ask = f"exec 3<>/dev/tcp/{VIP.v4}/80; echo hello >&3; head -1 <&3"
     paper.heading("The lab stays up. Look around:")
     for text in (
-        f"ip netns exec {lab.netns('client')} ip address",
-        f"ip netns exec {lab.netns('client')} ping -c 2 {attachment.addresses()[0]}",
-        f"ip netns exec {lab.netns(NODES[0].name)} ip route show table 500",
+        f"{me} exec client bash -c '{ask}'",
+        f"ip netns exec {lab.netns('client')} ip route show table all",
+        f"ip netns exec {lab.netns(NODES[0].name)} tcpdump -ni eth0 host {address}",
         f"{nodes.BIN}/spiderpoolctl get spiderippools --store {lab.store}",
-        f"{nodes.BIN}/spiderpoolctl get spideripclaims -o wide --store {lab.store}",
+        f"{nodes.BIN}/spiderpoolctl get spideripclaims --store {lab.store}",
         f"tail {lab.log(nodes.agent(NODES[0].name))}",
-        f"{nodes.BIN}/spiderpool-lab --name {lab.name} down",
     ):
         paper.line(f"  {text}")
+    paper.line(f"And remove it without a trace:\n  {me} down")
 
 
 def _interrupt(number: int, _frame: object) -> None:
@@ -83,6 +91,12 @@ def main() -> int:
                 _how_to_poke(lab, paper)
             case "check":
                 return _check(lab, paper, quiet=arguments.json)
+            case "exec":
+                state = State.load(lab)
+                if not state.complete:
+                    raise LabError(f"lab {lab.name!r} is not up")
+                argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+                pods.become(state, arguments.place, argv or ["bash"])
             case "down":
                 paper.line(f"lab {lab.name} is {'down' if lifecycle.down(lab) else 'not up: nothing to do'}")
             case "demo":

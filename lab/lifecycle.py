@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import signal
 import string
 import time
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from functools import partial
 
 from lab import nodes, pods, topology
 from lab.layout import BACKENDS, NODES, RIVAL, SOURCES, STANDARD_CNI, STANDING, STATE_ROOT, VIP, Lab, LabError
-from lab.process import cgroup2_root, kill_cgroup
+from lab.process import cgroup2_root, end, kill_cgroup
 from lab.state import State, locked
 from lab.table import Paper
 
@@ -173,13 +174,15 @@ def _remove(lab: Lab) -> None:
     # In the order in which one thing holds another: processes hold namespaces and pins, pins hold programs in cgroups.
     state = State.load(lab)
     for node in NODES:
-        with contextlib.suppress(LabError):  # one that does not stop is killed with its cgroup
-            nodes.stop_agent(state, node.name)
+        process = state.processes.get(nodes.agent(node.name))
+        if process is not None:  # it may say goodbye; if it does not, it is killed with its cgroup
+            end(process, signal.SIGTERM, nodes.STOP_WITHIN)
     kill_cgroup(f"{cgroup2_root()}/{lab.name}")
     topology.remove(lab)
     while _mounted(lab.bpffs):
-        for entry in os.scandir(lab.bpffs):
-            shutil.rmtree(entry.path)
+        # Pins are removed and not only unmounted, for some other mount namespace may have a copy of the mount.
+        for node in NODES:
+            shutil.rmtree(lab.pins(node.name), ignore_errors=True)
         if _libc.umount2(os.fsencode(lab.bpffs), 0):
             raise LabError(f"cannot unmount {lab.bpffs}: {os.strerror(ctypes.get_errno())}")
     shutil.rmtree(lab.state, ignore_errors=True)

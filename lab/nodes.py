@@ -41,20 +41,12 @@ def agent(node: str) -> str:
 def settings(lab: Lab, node: str) -> dict[str, dict[str, object]]:
     """The agent's settings file."""
     return {
-        "agent": {
-            "node_name": node,
-            "store_path": lab.store,
-            "socket_path": lab.socket(node),
-            "queue_dir": lab.queue(node),
-        },
-        "ipam": {
-            "enable_ip_conflict_detection": True,
-            "enable_gateway_detection": True,
-        },
-        "dataplane": {
-            "cgroup_path": cgroup(lab, node),
-            "pin_path": lab.pins(node),
-        },
+        "node": {"name": node},
+        "server": {"socket": lab.socket(node)},
+        "queue": {"directory": lab.queue(node)},
+        "store": {"path": lab.store},
+        "ipam": {"enable_ip_conflict_detection": True, "enable_gateway_detection": True},
+        # "dataplane": {"cgroup": cgroup(lab, node), "bpffs": lab.pins(node)},
     }
 
 
@@ -160,5 +152,5 @@ def ctl(lab: Lab, *arguments: str, stdin: str = "") -> str:
 
 def ctl_list(lab: Lab, kind: str) -> list[dict[str, Any]]:
     """All objects of a kind. Raises LabError."""
-    items: list[dict[str, Any]] = json.loads(ctl(lab, "get", kind, "-o", "json"))["items"]
+    items: list[dict[str, Any]] = json.loads(ctl(lab, "get", kind, "-A", "-o", "json"))["items"]
     return items

@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import uuid
-from typing import Any
+from typing import Any, NoReturn
 
-from lab import chain
-from lab.layout import PORT, Lab, LabError
-from lab.process import Control, cgroup2_root, end, last_lines, record, run, spawn
+from lab import chain, topology
+from lab.layout import NODES, PORT, Lab, LabError
+from lab.process import Control, cgroup2_root, end, enter_netns, last_lines, record, run, spawn
 from lab.state import Attachment, State
 
 READY_WITHIN = 15
@@ -61,8 +61,11 @@ def create(state: State, pod: str, node: str, network: str = "underlay") -> Atta
     attachment = sandbox(state, pod, node, network)
     try:
         return attach(state, attachment)
-    except LabError:
-        destroy(state, pod)
+    except LabError as error:
+        try:
+            destroy(state, pod)
+        except LabError as second:
+            raise LabError(f"{error}; then its DEL failed: {second}") from None
         raise
 
 
@@ -109,3 +112,27 @@ def ask(lab: Lab, actor: str, op: str, **arguments: Any) -> dict[str, Any]:
             return control(op, **arguments)
     except OSError as error:
         raise LabError(f"the process of {actor} does not answer ({error}):\n{last_lines(lab.log(actor))}") from None
+
+
+def become(state: State, place: str, argv: list[str]) -> NoReturn:
+    """Turn this process into a command inside a pod or on a node: its network namespace and its cgroup.
+
+    `ip netns exec` does the first only, and services are a matter of the cgroup. Raises LabError.
+    """
+    lab = state.lab
+    if place in state.attachments:
+        folder = cgroup(lab, state.attachments[place].node, "pods", place)
+    elif place in (node.name for node in NODES):
+        folder = cgroup(lab, place, "host")
+    elif place in topology.MEMBERS:
+        folder = cgroup(lab, "elsewhere")
+    else:
+        known = [*state.attachments, *(node.name for node in NODES), *topology.MEMBERS]
+        raise LabError(f"there is no {place!r} in the lab; there are {', '.join(dict.fromkeys(known))}")
+    with open(f"{folder}/cgroup.procs", "w") as procs:
+        procs.write("0")
+    enter_netns(lab.netns_path(place))
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606 - the user's own command, for the user
+    except OSError as error:
+        raise LabError(f"{argv[0]}: {error.strerror}") from None

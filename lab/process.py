@@ -27,6 +27,13 @@ CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def enter_netns(path: str) -> None:
+    """Move the calling thread into the network namespace at `path`. Raises OSError."""
+    with open(path, "rb") as namespace:
+        if _libc.setns(namespace.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}", path)
+
+
 def in_netns(path: str, work: Callable[[], T]) -> T:
     """The result of `work`, run in a thread of its own that has entered the network namespace at `path`.
 
@@ -34,9 +41,7 @@ def in_netns(path: str, work: Callable[[], T]) -> T:
     """
 
     def enter() -> T:
-        with open(path, "rb") as namespace:
-            if _libc.setns(namespace.fileno(), CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}", path)
+        enter_netns(path)
         return work()
 
     with ThreadPoolExecutor(1) as fresh:
