@@ -73,10 +73,10 @@ def addresses_of(state: State, pod: str) -> list[str]:
 
 
 def claims(state: State) -> dict[str, dict[str, Any]]:
-    """The spec of each claim, by address in canonical text. Raises LabError."""
+    """The spec of each claim, by address in canonical text, completed by what is left out when it is default."""
     found = {}
     for item in nodes.ctl_list(state.lab, "spideripclaims"):
-        spec: Any = item["spec"]
+        spec = {"state": "Allocated", "podUID": "", "containerID": "", "node": "", **item["spec"]}
         found[str(ip_address(spec["address"]))] = spec
     return found
 
