@@ -1,0 +1,337 @@
+"""Asking about addresses on one NIC.
+
+The problem is to hear everything that matters within a short wait. Silence is the answer of a free address, so whatever
+else may cause silence must be told from it: a link that went down, a frame that was not sent or not kept, an event loop
+that was too busy to listen. Each of these ends a question with ProbeUnknownError, or makes it listen longer, and never
+with a free address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from types import TracebackType
+from typing import ParamSpec, Self
+
+from api.ranges import Address
+from plugins.coordinator.probe.filter import REJECT, attach_filter, build_filter
+from plugins.coordinator.probe.frames import (
+    ALL_NODES,
+    announcement,
+    conflict_probe,
+    gateway_request,
+    group_mac,
+    parse_mac,
+    sighting,
+    solicited_node,
+)
+from plugins.coordinator.probe.link import Link
+from plugins.coordinator.probe.settings import ProbeSettings
+
+P = ParamSpec("P")
+
+ETH_P_ALL = 0x0003
+SOL_PACKET = 263
+PACKET_ADD_MEMBERSHIP = 1
+PACKET_STATISTICS = 6
+PACKET_IGNORE_OUTGOING = 23
+PACKET_MR_MULTICAST = 0
+MEMBERSHIP = struct.Struct("=iHH8s")
+"""Interface, type, address length, address (struct packet_mreq)."""
+STATISTICS = struct.Struct("=II")
+"""Frames that passed the filter, and those among them that found the buffer full (struct tpacket_stats)."""
+FRAME_SIZE = 2048
+"""Longest frame read; ARP and neighbour discovery come nowhere near it."""
+FRAMES_PER_WAKE = 16
+"""Frames read before other tasks get their turn: dissecting one takes a quarter of a millisecond."""
+FRAMES_AT_END = 256
+"""Frames read at most before silence counts as silence."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ProbeUnknownError(Exception):
+    """It cannot be told whether anybody answers: the NIC is down or went down, or the kernel refused. No conflict."""
+
+
+@dataclass(slots=True)
+class Sockets:
+    """What listens in a NIC's network namespace."""
+
+    link: Link
+    packets: socket.socket
+
+    def close(self) -> None:
+        """Close both. Waits about 11 ms for an RCU grace period of the kernel."""
+        self.packets.close()
+        self.link.socket.close()
+
+
+def open_sockets(ifname: str) -> Sockets:
+    """Set the NIC up and open what listens on it, in the network namespace of the calling thread. Raises OSError.
+
+    A packet socket with a protocol listens on every NIC from its birth. With protocol 0 it hears nothing until it is
+    bound, and when it is bound the filter is there: it never holds a frame that nobody asked for. It takes all
+    protocols, because one socket per protocol would double the cost of closing.
+    """
+    link = Link(ifname)
+    try:
+        link.set_up()
+        packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+        try:
+            attach_filter(packets, REJECT)
+            packets.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            packets.bind((ifname, ETH_P_ALL))
+        except BaseException:
+            packets.close()
+            raise
+        link.socket.setblocking(False)
+    except BaseException:
+        link.socket.close()
+        raise
+    return Sockets(link, packets)
+
+
+def join_groups(fd: int, index: int, groups: set[IPv6Address]) -> None:
+    """Have the NIC receive the Ethernet groups of `groups` for as long as the socket lives, and close `fd`.
+
+    This is independent of the namespace's own IPv6, which may be switched off or still checking its link-local address.
+    By libc, since Python's setsockopt keeps the interpreter's lock while the kernel waits for its routing lock. Raises
+    OSError.
+    """
+    try:
+        for group in groups:
+            mac = parse_mac(group_mac(group))
+            request = MEMBERSHIP.pack(index, PACKET_MR_MULTICAST, len(mac), mac)
+            if _libc.setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, request, len(request)):
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
+    finally:
+        os.close(fd)
+
+
+@dataclass(eq=False, slots=True)
+class Question:
+    """One address that is asked about until somebody answers or the wait is over.
+
+    Its times are those of a plan that begins with the call. A late frame (busy event loop, the kernel's routing lock)
+    first shortens the silence that follows it, and delays the end only if less than half the wait would be left after
+    the first frame, or less than a quarter after the last.
+    """
+
+    address: Address
+    frame: bytes
+    frames: int
+    wait: float
+    begun: float
+    counts_askers: bool
+    """Whether somebody else who asks for the address is an answer, too."""
+    answer: asyncio.Future[str | None]
+    sent: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+    def next_step(self, now: float) -> float:
+        """When the next frame is due, or the end, if one was sent `now`."""
+        if self.sent == self.frames:
+            return max(self.begun + self.wait, now + self.wait / 4)
+        pause = self.wait / 2 / (self.frames - 1)
+        return max(self.begun + self.sent * pause, now + pause / 2)
+
+
+class NicProbe:
+    """Questions about addresses on one NIC, several at a time if need be. An asynchronous context manager.
+
+    The first fault ends every open question and all later ones: after it the NIC is to be opened anew.
+    """
+
+    mac: str
+    """The NIC's own MAC, lower case, with colons."""
+
+    def __init__(
+        self,
+        ifname: str,
+        settings: ProbeSettings,
+        sockets: Sockets,
+        aside: Callable[[Callable[[], None]], Awaitable[None]],
+        retire: Callable[[Sockets], None],
+    ) -> None:
+        """`aside` runs what may block in a thread; `retire` closes the sockets in the background."""
+        self.mac = sockets.link.mac.hex(":")
+        self._ifname = ifname
+        self._settings = settings
+        self._sockets = sockets
+        self._aside = aside
+        self._retire = retire
+        self._loop = asyncio.get_running_loop()
+        self._questions: set[Question] = set()
+        self._joined: set[IPv6Address] = set()
+        self._fault = ""
+        self._closed = False
+        self._up: asyncio.Future[None] = self._loop.create_future()
+        if sockets.link.is_operational:
+            self._up.set_result(None)
+        self._loop.add_reader(sockets.packets, self._guard, self._receive, FRAMES_PER_WAKE)
+        self._loop.add_reader(sockets.link.socket, self._guard, self._follow_link)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening; open questions end with ProbeUnknownError. The sockets close in the background."""
+        if not self._closed:
+            self._closed = True
+            self._fail("the probe was closed")
+            self._retire(self._sockets)
+
+    async def operational(self) -> None:
+        """Return when frames pass the NIC. Raises ProbeUnknownError; the caller sets the deadline."""
+        self._check()
+        await asyncio.shield(self._up)
+
+    async def conflict(self, address: Address) -> str | None:
+        """The MAC of a station that uses `address` or is about to take it, or None after the wait: it is free.
+
+        Changes nobody's cache (RFC 5227 section 2.1.1, RFC 4862 section 5.4). Raises ProbeUnknownError.
+        """
+        begun = self._loop.time()
+        if isinstance(address, IPv6Address):
+            # To hear the answer, which goes to all nodes, and others that check the same address.
+            await self._join({ALL_NODES, solicited_node(address)})
+        frame = conflict_probe(self.mac, address)
+        return await self._ask(frame, address, self._settings.frames, self._settings.wait, begun, counts_askers=True)
+
+    async def gateway(self, gateway: Address, source: Address) -> str | None:
+        """The MAC of `gateway`, or None if it is silent throughout its wait.
+
+        Asks in the name of `source`, so `source` must have been found free: neighbours note it with this NIC's MAC.
+        Raises ProbeUnknownError; ValueError if the addresses are of different families.
+        """
+        begun = self._loop.time()
+        frame = gateway_request(self.mac, source, gateway)
+        count, wait = self._settings.gateway_frames, self._settings.gateway_wait
+        return await self._ask(frame, gateway, count, wait, begun, counts_askers=False)
+
+    async def announce(self, address: Address) -> None:
+        """Tell the segment once that `address` is at this NIC, where another MAC may be remembered from before.
+
+        Raises ProbeUnknownError if the frame cannot be sent.
+        """
+        self._check()
+        self._guard(self._sockets.packets.send, announcement(self.mac, address))
+        self._check()
+
+    async def _ask(
+        self, frame: bytes, address: Address, frames: int, wait: float, begun: float, *, counts_askers: bool
+    ) -> str | None:
+        self._check()
+        question = Question(address, frame, frames, wait, begun, counts_askers, self._loop.create_future())
+        self._questions.add(question)
+        try:
+            self._guard(self._listen)
+            # Who begins in the same turn of the loop listens before anybody asks: two that want one address both hear.
+            question.timer = self._loop.call_later(0, self._guard, self._step, question)
+            return await question.answer
+        finally:
+            self._questions.discard(question)
+            if question.timer:
+                question.timer.cancel()
+
+    async def _join(self, groups: set[IPv6Address]) -> None:
+        self._check()
+        if missing := groups - self._joined:
+            fd, index = os.dup(self._sockets.packets.fileno()), self._sockets.link.index
+            try:
+                await self._aside(lambda: join_groups(fd, index, missing))
+            except OSError as error:
+                raise ProbeUnknownError(f"{self._ifname}: {error.strerror}") from error
+            self._joined |= missing
+
+    def _listen(self) -> None:
+        """Let pass what can answer an open question."""
+        users = {question.address for question in self._questions}
+        takers = {question.address for question in self._questions if question.counts_askers}
+        attach_filter(self._sockets.packets, build_filter(self._sockets.link.mac, users, takers))
+
+    def _step(self, question: Question) -> None:
+        """Send the next frame of `question`, or end it."""
+        if question.answer.done():
+            return
+        if question.sent < question.frames:
+            self._sockets.packets.send(question.frame)
+            question.sent += 1
+            question.timer = self._loop.call_at(
+                question.next_step(self._loop.time()), self._guard, self._step, question
+            )
+            return
+        # An answer may have come in time and not have been read yet.
+        if not self._receive(FRAMES_AT_END):
+            raise OSError("flooded with answers that are none")
+        self._follow_link()
+        _, lost = STATISTICS.unpack(self._sockets.packets.getsockopt(SOL_PACKET, PACKET_STATISTICS, STATISTICS.size))
+        if question.answer.done():
+            return
+        if lost:
+            raise OSError(f"{lost} frames were lost")
+        question.answer.set_result(None)
+
+    def _receive(self, limit: int) -> bool:
+        """Read frames, up to `limit`; whether none is left."""
+        for _ in range(limit):
+            try:
+                frame = self._sockets.packets.recv(FRAME_SIZE)
+            except BlockingIOError:
+                return True
+            seen = sighting(frame)
+            for question in self._questions:
+                if (
+                    seen
+                    and seen.answers(question.address, self.mac, question.counts_askers)
+                    and not question.answer.done()
+                ):
+                    question.answer.set_result(seen.mac)
+        return False
+
+    def _follow_link(self) -> None:
+        for is_operational in self._sockets.link.read_changes():
+            if not is_operational and self._up.done():
+                raise OSError("the link went down")
+            if is_operational and not self._up.done():
+                self._up.set_result(None)
+
+    def _guard(self, work: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run a callback of the event loop: a failure must not look like silence."""
+        try:
+            work(*args, **kwargs)
+        except OSError as error:
+            self._fail(error.strerror or str(error))
+        except BaseException:
+            self._fail("a fault of the agent")
+            raise
+
+    def _fail(self, reason: str) -> None:
+        self._fault = self._fault or reason
+        self._loop.remove_reader(self._sockets.packets)
+        self._loop.remove_reader(self._sockets.link.socket)
+        if not self._up.done():
+            self._up.set_exception(self._error())
+        for question in self._questions:
+            if not question.answer.done():
+                question.answer.set_exception(self._error())
+
+    def _check(self) -> None:
+        if self._fault:
+            raise self._error()
+
+    def _error(self) -> ProbeUnknownError:
+        return ProbeUnknownError(f"{self._ifname}: {self._fault}")
