@@ -35,16 +35,18 @@
 #ifndef SPIDERPOOL_QUEUE
 #define SPIDERPOOL_QUEUE "/var/lib/spidernet/queue"
 #endif
-#define SIDECAR	    ".spiderpool.paths" /* beside the executable: line 1 socket, line 2 queue */
-#define MAGIC	    "SPD1"
-#define HEADER_SIZE 12
-#define MAX_ENV	    (128u << 10)
-#define MAX_STDIN   (1u << 20)
-#define MAX_REPLY   (1u << 20)
-#define MAX_ECHO    120	   /* characters of foreign text in an error */
-#define PATH_SIZE   4096   /* PATH_MAX */
-#define OVERALL_MS  115000 /* the agent's own deadlines are shorter; runtimes give up at 120 s */
-#define REDIAL_MS   20
+#ifndef OVERALL_MS
+#define OVERALL_MS 115000 /* the agent's own deadlines are shorter; runtimes give up at 120 s */
+#endif
+#define SIDECAR		".spiderpool.paths" /* beside the executable: line 1 socket, line 2 queue */
+#define MAGIC		"SPD1"
+#define HEADER_SIZE	12
+#define MAX_ENV		(128u << 10)
+#define MAX_STDIN	(1u << 20)
+#define MAX_REPLY	(1u << 20)
+#define MAX_ECHO	120  /* characters of foreign text in an error */
+#define PATH_SIZE	4096 /* PATH_MAX */
+#define REDIAL_MS	20
 #define DEFAULT_VERSION "1.0.0" /* for errors, when the caller's is absent or unknown */
 
 enum reply_status { DONE = 0, FAILED = 1, BUSY = 75, STOPPING = 76 };
@@ -578,6 +580,7 @@ int main(int argc, char **argv)
 	int error;
 
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
 	fill_standard_descriptors();
 	overall_deadline = now_ms() + OVERALL_MS;
 	if ((name || !isatty(STDIN_FILENO)) && (error = read_input()))
