@@ -1,0 +1,352 @@
+"""One ADD's allocation: choose, claim, probe; all of it or nothing.
+
+Choosing is done in memory for all missing families at once and without waiting, so that no ADD sits on the last
+address of one pool while it waits for another's. Claims are then created at once, so that they share a commit. What
+another node was faster to claim is chosen again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from msgspec.structs import replace
+
+from api.claim import Claim, claim_name
+from api.ranges import Address, Family, to_address
+from plugins.errors import (
+    AddressConflictError,
+    ExhaustedError,
+    InvalidConfigError,
+    TryAgainLaterError,
+)
+from plugins.ipam import metrics
+from plugins.ipam.attempt import Attempt, Pick, same_claim
+from plugins.ipam.candidates import Candidates, PoolFacts
+from plugins.ipam.catalog import Catalog
+from plugins.ipam.claims import ClaimWriter, new_claim, together
+from plugins.ipam.config import Request
+from plugins.ipam.detection import Detector
+from plugins.ipam.held import NodeClaims, by_family, partial, set_key
+from plugins.ipam.settings import IpamSettings
+from plugins.ipam.view import PoolView, Views, any_change
+from store.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError, UncertainError
+
+log = logging.getLogger(__name__)
+
+_ADOPTIONS = 4
+"""How often an identity's claims are read anew because somebody changed them meanwhile."""
+
+
+class Allocator:
+    """Allocates for one node."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        settings: IpamSettings,
+        catalog: Catalog,
+        views: Views,
+        held: NodeClaims,
+        writer: ClaimWriter,
+        detector: Detector,
+    ) -> None:
+        self._node = node
+        self._settings = settings
+        self._catalog = catalog
+        self._views = views
+        self._held = held
+        self._writer = writer
+        self._detector = detector
+        self.leftovers: dict[str, Claim] = {}
+        """Claims of failed ADDs that the store would not delete yet, by name."""
+
+    async def allocate(self, request: Request, netns_fd: int | None) -> dict[Family, Claim]:
+        """The claims for the request, by family. Raises CniError or StoreError, and then leaves nothing behind.
+
+        The caller holds the locks of the container and the identity.
+        """
+        attempt = Attempt(request, netns_fd, os.fstat(netns_fd).st_ino if netns_fd is not None else 0)
+        try:
+            await self._adopt(attempt)
+            if not attempt.settled:
+                await self._complete(attempt)
+            await self._detector.detect(attempt, self._complete)
+        except BaseException:
+            await self._undo(attempt)
+            raise
+        finally:
+            for view, number in attempt.held:
+                view.done(number)
+        for claim in attempt.claims.values():
+            self.leftovers.pop(claim.metadata.name, None)
+        return attempt.claims
+
+    # What the identity has already
+
+    async def _adopt(self, attempt: Attempt) -> None:
+        """Take over what an earlier ADD for the identity left: complete, partial, or of the sandbox before."""
+        request = attempt.request
+        if not await self._held.of_set(request.identity, request.nic):
+            return
+        for _ in range(_ADOPTIONS):
+            claims = await self._held.read_set(request.identity, request.nic)
+            complete = not partial(claims)
+            kept, surplus = by_family(claims)
+            for family, address in request.fixed.items():
+                if family in kept and kept[family].spec.address != str(address):
+                    raise AddressConflictError(
+                        "the pod has another address than the one asked for",
+                        f"{kept[family].spec.address} of pool {kept[family].spec.pool} instead of {address}",
+                    )
+            size = len(kept) if complete else len(kept.keys() | self._wanted(attempt).keys())
+            try:
+                attempt.claims = {f: await self._take_over(c, attempt, size) for f, c in kept.items()}
+            except (ConflictError, NotFoundError):
+                metrics.allocation_conflicts.inc()
+                continue
+            for claim in surplus:
+                await self._writer.release(claim, lambda c: _is_ours(c, request), metrics.allocation_conflicts)
+            attempt.settled = bool(kept) and complete
+            return
+        raise TryAgainLaterError("the claims of this pod keep changing", f"identity {request.identity}")
+
+    async def _take_over(self, claim: Claim, attempt: Attempt, size: int) -> Claim:
+        request = attempt.request
+        spec = replace(
+            claim.spec,
+            container_id=request.container_id,
+            pod_uid=request.pod_uid,
+            network=request.network,
+            node=self._node,
+            netns=request.netns,
+            netns_inode=attempt.inode,
+            set_size=size,
+        )
+        if spec == claim.spec:
+            return self._writer.learn(claim)
+        return await self._writer.update(replace(claim, spec=spec))
+
+    def _wanted(self, attempt: Attempt) -> dict[Family, Candidates]:
+        if not attempt.candidates:
+            request = attempt.request
+            selected = self._catalog.select(request.config, request.workload.namespace)
+            attempt.candidates = {candidates.family: candidates for candidates in selected}
+            for family, address in request.fixed.items():
+                if family not in attempt.candidates:
+                    raise InvalidConfigError(
+                        "the address asked for cannot be given", f"{address}: this NIC gets no IPv{family} address"
+                    )
+        return attempt.candidates
+
+    # Choosing and claiming
+
+    async def _complete(self, attempt: Attempt) -> None:
+        """Claim an address for every wanted family that has none."""
+        wanted = self._wanted(attempt)
+        while missing := [family for family in wanted if family not in attempt.claims]:
+            picks = await self._choose(attempt, missing)
+            if picks:
+                await self._claim(attempt, picks)
+            else:
+                await self._give_back(attempt)
+
+    async def _choose(self, attempt: Attempt, missing: list[Family]) -> list[Pick]:
+        """One address for each missing family; empty if this ADD had better give back what it has and ask again.
+
+        Raises ExhaustedError after the store itself said that no address is left. Addresses in flight may yet come
+        back, for which it waits, but only empty-handed: two ADDs that each sit on the other's last address would
+        wait for ever.
+        """
+        fresh: set[Family] = set()
+        while True:
+            picks, starved = self._choose_now(attempt, missing)
+            if starved is None:
+                return picks
+            for pick in picks:
+                self._let_go(attempt, pick)
+            unseen = [pool for pool in attempt.candidates[starved].pools if self._views.get(pool.name) is None]
+            if unseen:
+                await self._views.open(unseen[0])
+                continue
+            views = [await self._views.open(pool) for pool in attempt.candidates[starved].pools]
+            if starved not in fresh:
+                fresh.add(starved)
+                await together(view.refresh() for view in views)
+            elif any(view.in_flight.difference(n for v, n in attempt.held if v is view) for view in views):
+                if attempt.made:
+                    return []
+                await any_change(views)
+            else:
+                passed = attempt.candidates[starved].passed_over
+                raise ExhaustedError(
+                    f"no free IPv{starved} address", "; ".join((*(view.describe() for view in views), *passed))
+                )
+
+    def _choose_now(self, attempt: Attempt, missing: Iterable[Family]) -> tuple[list[Pick], Family | None]:
+        """Addresses for the missing families in order, up to the first family for which there is none in view."""
+        picks: list[Pick] = []
+        for family in missing:
+            pick = self._pick(attempt, family)
+            if pick is None:
+                return picks, family
+            attempt.held.append((pick.view, int(pick.address)))
+            picks.append(pick)
+        return picks, None
+
+    def _pick(self, attempt: Attempt, family: Family) -> Pick | None:
+        """A free address of the best pool that has one; None also if a pool is not in view yet."""
+        fixed = attempt.request.fixed.get(family)
+        for pool in attempt.candidates[family].pools:
+            if fixed is not None and fixed not in pool.addresses:
+                continue
+            view = self._views.get(pool.name)
+            if view is None:
+                return None
+            view.last_used = asyncio.get_running_loop().time()
+            if fixed is not None:
+                return _pick_fixed(view, pool, fixed)
+            number = view.pick()
+            if number is not None:
+                return Pick(view, pool, to_address(family, number))
+        if fixed is not None:
+            names = ", ".join(pool.name for pool in attempt.candidates[family].pools)
+            raise InvalidConfigError(
+                "the address asked for cannot be given", f"{fixed} is in none of the pools {names}"
+            )
+        return None
+
+    async def _claim(self, attempt: Attempt, picks: list[Pick]) -> None:
+        """Create the claims of the picks; what others were faster to claim stays missing.
+
+        Raises StoreError, CniError.
+        """
+        request, size = attempt.request, len(attempt.candidates.keys() | attempt.claims.keys())
+        tasks: dict[asyncio.Task[Claim], Pick] = {}
+        for pick in picks:
+            claim = new_claim(
+                request,
+                node=self._node,
+                pool=pick.pool.name,
+                address=pick.address,
+                set_size=size,
+                inode=attempt.inode,
+            )
+            task = asyncio.create_task(self._writer.create(claim))
+            tasks[task] = pick
+            attempt.pending[task] = claim
+        await asyncio.wait(tasks)  # and not gather: a creation under way is never cancelled, its outcome must be known
+        lost: list[Pick] = []
+        for task, pick in tasks.items():
+            if task.exception() is None:
+                claim = task.result()
+                del attempt.pending[task]
+                attempt.made.append(claim)
+                attempt.claims[claim.spec.ip_version] = claim
+            elif isinstance(task.exception(), AlreadyExistsError):
+                del attempt.pending[task]
+                lost.append(pick)
+        for task in tasks:
+            if task in attempt.pending:
+                task.result()  # raises
+        for pick in lost:
+            await self._yield_to(attempt, pick)
+
+    async def _yield_to(self, attempt: Attempt, pick: Pick) -> None:
+        """Somebody else has the claim of this address."""
+        metrics.collisions.inc()
+        metrics.allocation_conflicts.inc()
+        attempt.collisions += 1
+        pick.view.contest(int(pick.address))
+        self._let_go(attempt, pick)
+        if pick.address in attempt.request.fixed.values():
+            holder = await self._writer.read(claim_name(pick.address))
+            raise AddressConflictError("the address asked for is taken", f"{pick.address}: {_holder(holder)}")
+        if attempt.collisions >= self._settings.max_collisions:
+            raise TryAgainLaterError(
+                "too many addresses were lost to other nodes",
+                f"{attempt.collisions} in pool {pick.pool.name} and others",
+            )
+
+    def _let_go(self, attempt: Attempt, pick: Pick) -> None:
+        number = int(pick.address)
+        attempt.held.remove((pick.view, number))
+        pick.view.done(number)
+
+    async def _give_back(self, attempt: Attempt) -> None:
+        """Release what this ADD claimed, to start again."""
+        while attempt.made:
+            claim = attempt.made[-1]
+            await self._writer.release(claim, same_claim(claim), metrics.allocation_conflicts)
+            attempt.made.pop()
+            attempt.claims.pop(claim.spec.ip_version, None)
+            self._release_hold(attempt, claim)
+
+    def _release_hold(self, attempt: Attempt, claim: Claim) -> None:
+        number = int(ip_address(claim.spec.address))
+        for view, held in list(attempt.held):
+            if held == number and view.name == claim.spec.pool:
+                attempt.held.remove((view, held))
+                view.done(held)
+
+    # Undoing
+
+    async def _undo(self, attempt: Attempt) -> None:
+        """Delete the claims that this ADD made, also those of which it is not known whether they were made."""
+        deadline = self._settings.rollback_deadline
+        doubtful: list[Claim] = []
+        if attempt.pending:
+            await asyncio.wait(attempt.pending, timeout=deadline)
+        for task, claim in attempt.pending.items():
+            if not task.done() or task.cancelled() or isinstance(task.exception(), UncertainError):
+                doubtful.append(claim)
+            elif task.exception() is None:
+                attempt.made.append(task.result())
+        rollback = [self._roll_back(claim) for claim in (*attempt.made, *doubtful)]
+        if rollback:
+            await asyncio.gather(*rollback)
+
+    async def _roll_back(self, claim: Claim) -> None:
+        try:
+            async with asyncio.timeout(self._settings.rollback_deadline):
+                await self.discard(claim)
+        except (StoreError, TimeoutError) as error:
+            log.error("claim %s of a failed ADD could not be deleted yet: %s", claim.metadata.name, error)
+            self.leftovers[claim.metadata.name] = claim
+
+    async def discard(self, claim: Claim) -> None:
+        """Delete a claim of an ADD that failed, whether or not its creation was seen to succeed. Raises StoreError."""
+        made: Claim | None = claim
+        if not claim.metadata.uid:
+            made = await self._writer.read(claim.metadata.name)
+        if made is not None and same_claim(claim)(made):
+            await self._writer.release(made, same_claim(claim), metrics.allocation_conflicts)
+        self.leftovers.pop(claim.metadata.name, None)
+
+
+def _pick_fixed(view: PoolView, pool: PoolFacts, address: Address) -> Pick:
+    if not view.contains(int(address)):
+        raise InvalidConfigError("the address asked for cannot be given", f"{address} of pool {pool.name} is reserved")
+    if int(address) in view.in_flight:
+        raise AddressConflictError("the address asked for is taken", f"{address}: it is being given to another pod")
+    view.hold(int(address))
+    return Pick(view, pool, address)
+
+
+def _is_ours(claim: Claim, request: Request) -> bool:
+    return claim.spec.state == "Allocated" and set_key(claim) == (request.identity, request.nic)
+
+
+def _holder(claim: Claim | None) -> str:
+    """Who has a claim, for people."""
+    if claim is None:
+        return "its claim is just being deleted, try again"
+    spec = claim.spec
+    if spec.quarantine is not None:
+        return f"it is in quarantine until {spec.quarantine.until:%FT%TZ}, {spec.quarantine.mac} uses it"
+    who = f"pod {spec.workload.namespace}/{spec.workload.name}" if spec.workload else f"container {spec.container_id}"
+    return f"{who} on node {spec.node} has it"

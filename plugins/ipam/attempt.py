@@ -1,0 +1,54 @@
+"""The state of one ADD while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from api.claim import Claim
+from api.ranges import Address, Family
+from plugins.ipam.candidates import Candidates, PoolFacts
+from plugins.ipam.config import Request
+from plugins.ipam.view import PoolView
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """An address chosen and not yet claimed."""
+
+    view: PoolView
+    pool: PoolFacts
+    address: Address
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What one ADD has got so far, and what must be undone if it fails."""
+
+    request: Request
+    netns_fd: int | None
+    inode: int = 0
+    candidates: dict[Family, Candidates] = field(default_factory=dict)
+    claims: dict[Family, Claim] = field(default_factory=dict)
+    """What the pod gets."""
+    settled: bool = False
+    """The set was complete before this ADD: it only asks again for what it was given."""
+    pending: dict[asyncio.Task[Claim], Claim] = field(default_factory=dict)
+    """Creations begun."""
+    made: list[Claim] = field(default_factory=list)
+    """Claims that this ADD created."""
+    held: list[tuple[PoolView, int]] = field(default_factory=list)
+    """Addresses in flight, until the ADD is over."""
+    strangers: list[tuple[Address, str]] = field(default_factory=list)
+    """Addresses found in use, with the MAC that answered."""
+    collisions: int = 0
+
+
+def same_claim(claim: Claim) -> Callable[[Claim], bool]:
+    """Whether a claim read later is still this one and for this container."""
+
+    def same(other: Claim) -> bool:
+        return other.spec == claim.spec and claim.metadata.uid in ("", other.metadata.uid)
+
+    return same

@@ -1,0 +1,186 @@
+"""Making, changing and deleting claims so that the outcome is known, also when the store's answer was lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from msgspec.structs import replace
+from prometheus_client import Counter
+
+from api.claim import LABEL_IDENTITY, LABEL_NODE, LABEL_POOL, Claim, ClaimSpec, Quarantine, claim_name, label_value
+from api.meta import ObjectMeta, now
+from api.ranges import Address
+from plugins.ipam.config import Request
+from plugins.ipam.held import NodeClaims
+from plugins.ipam.view import Views
+from store.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError, UncertainError
+from store.port import Store
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_ATTEMPTS = 8
+"""How often a write is tried again after its answer was lost or somebody else wrote in between."""
+
+
+def new_claim(request: Request, *, node: str, pool: str, address: Address, set_size: int, inode: int) -> Claim:
+    """The claim on `address` for this request, not yet in the store."""
+    return Claim(
+        metadata=ObjectMeta(
+            name=claim_name(address),
+            labels={LABEL_POOL: label_value(pool), LABEL_NODE: label_value(node), LABEL_IDENTITY: request.identity},
+        ),
+        spec=ClaimSpec(
+            address=str(address),
+            ip_version=address.version,
+            pool=pool,
+            workload=request.workload if request.workload.name else None,
+            pod_uid=request.pod_uid,
+            container_id=request.container_id,
+            nic=request.nic,
+            set_size=set_size,
+            network=request.network,
+            node=node,
+            netns=request.netns,
+            netns_inode=inode,
+        ),
+    )
+
+
+def quarantined(claim: Claim, reason: str, mac: str, seconds: float) -> Claim:
+    """The claim as a record of quarantine: nobody's any more, hence without identity."""
+    spec = claim.spec
+    return replace(
+        claim,
+        metadata=replace(
+            claim.metadata, labels={k: v for k, v in claim.metadata.labels.items() if k != LABEL_IDENTITY}
+        ),
+        spec=ClaimSpec(
+            address=spec.address,
+            ip_version=spec.ip_version,
+            pool=spec.pool,
+            state="Quarantined",
+            domain=spec.domain,
+            node=spec.node,
+            quarantine=Quarantine(reason=reason, mac=mac, until=now() + timedelta(seconds=seconds)),
+        ),
+    )
+
+
+class ClaimWriter:
+    """Writes claims, and tells the caches of every own write."""
+
+    def __init__(self, store: Store, held: NodeClaims, views: Views) -> None:
+        self._store = store
+        self._held = held
+        self._views = views
+
+    async def create(self, claim: Claim) -> Claim:
+        """Take the address. Raises AlreadyExistsError if somebody else has it, StoreError.
+
+        UncertainError alone means that the claim may be there all the same. A creation whose answer was lost is
+        repeated under the same name until the store says who has the claim, so that it cannot land later, unseen,
+        beside another choice.
+        """
+        lost = False
+        for _ in range(_ATTEMPTS):
+            try:
+                return self.learn(await self._store.create(claim))
+            except UncertainError:
+                lost = True
+            except AlreadyExistsError:
+                found = await self._read_back(claim) if lost else None
+                if found is None or found.spec != claim.spec:
+                    raise
+                return self.learn(found)
+            except StoreError as error:
+                if lost:
+                    raise UncertainError(str(error)) from error
+                raise
+        raise UncertainError(f"the store does not say whether claim {claim.metadata.name} was created")
+
+    async def _read_back(self, claim: Claim) -> Claim | None:
+        try:
+            return await self.read(claim.metadata.name)
+        except StoreError as error:
+            raise UncertainError(str(error)) from error
+
+    async def update(self, claim: Claim) -> Claim:
+        """Write `claim` if it is still in the version it was read in.
+
+        Raises ConflictError, NotFoundError, StoreError.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                return self.learn(await self._store.update(claim))
+            except UncertainError:
+                found = await self.read(claim.metadata.name)
+                if found is None:
+                    raise NotFoundError(f"claim {claim.metadata.name} is gone") from None
+                if found.metadata.resource_version != claim.metadata.resource_version:
+                    if found.metadata.uid == claim.metadata.uid and found.spec == claim.spec:
+                        return self.learn(found)
+                    raise ConflictError(f"claim {claim.metadata.name} was changed by somebody else") from None
+        raise UncertainError(f"the store does not say whether claim {claim.metadata.name} was updated")
+
+    async def release(self, claim: Claim, still: Callable[[Claim], bool], conflicts: Counter) -> bool:
+        """Delete the claim as long as it is `still` the caller's to delete; False if it is not any more.
+
+        The version that was judged is the version that is deleted: uid and resourceVersion are preconditions.
+        Raises StoreError.
+        """
+        for _ in range(_ATTEMPTS):
+            meta = claim.metadata
+            try:
+                await self._store.delete(Claim, meta.name, uid=meta.uid, resource_version=meta.resource_version)
+            except NotFoundError:
+                pass
+            except (ConflictError, UncertainError):
+                conflicts.inc()
+                current = await self.read(meta.name)
+                if current is not None:
+                    self.learn(current)
+                    if not still(current):
+                        return False
+                    claim = current
+                    continue
+            self.forget(claim)
+            return True
+        raise UncertainError(f"claim {claim.metadata.name} cannot be deleted, others keep changing it")
+
+    async def read(self, name: str) -> Claim | None:
+        """The claim as it is in the store, or None."""
+        try:
+            return await self._store.get(Claim, name)
+        except NotFoundError:
+            return None
+
+    def learn(self, claim: Claim) -> Claim:
+        """Tell the caches; returns the claim."""
+        if claim.metadata.labels.get(LABEL_NODE) == self._held.label:
+            self._held.informer.learn(claim)
+        self._views.learn(claim)
+        return claim
+
+    def forget(self, claim: Claim) -> None:
+        """Tell the caches that the claim is deleted."""
+        self._held.informer.forget(claim)
+        self._views.forget(claim)
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all, run at once; the first error cancels the others and leaves after they have ended."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    if not tasks:
+        return []
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

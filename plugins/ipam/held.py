@@ -1,0 +1,120 @@
+"""The claims of this node: who holds what, found by identity or by container."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from api.claim import LABEL_IDENTITY, LABEL_NODE, Claim, identity_label, label_value
+from api.ranges import Family
+from store.informer import Informer
+from store.port import Query, Store
+
+SetKey = tuple[str, str]
+"""Identity label and NIC: the claims of one set share them."""
+
+
+class NodeClaims:
+    """An informer on the claims labelled with this node, indexed.
+
+    All writers of such claims are this agent, whose writes are learned at once, and the cluster's garbage
+    collection, which only deletes. So a claim that is not here does not exist, once the informer has synced; one that
+    is here may be gone, and is read again before anybody relies on it.
+    """
+
+    def __init__(self, store: Store, node: str) -> None:
+        self._store = store
+        self.label = label_value(node)
+        """Value of the node label."""
+        self._query = Query(labels={LABEL_NODE: self.label})
+        self._sets: dict[SetKey, dict[str, Claim]] = {}
+        self._containers: dict[str, dict[str, Claim]] = {}
+        self.informer = Informer(store, Claim, self._query, on_change=self._changed)
+
+    async def of_set(self, identity: str, nic: str) -> list[Claim]:
+        """What the identity holds for the NIC as far as this agent knows. Raises StoreError before the first sync."""
+        if self.informer.is_synced:
+            return list(self._sets.get((identity, nic), {}).values())
+        return await self.read_set(identity, nic)
+
+    async def read_set(self, identity: str, nic: str) -> list[Claim]:
+        """What the identity holds for the NIC, read from the store. Raises StoreError."""
+        listing = await self._store.list(Claim, Query(labels={LABEL_IDENTITY: identity}))
+        return [claim for claim in listing.items if _is_held(claim) and claim.spec.nic == nic]
+
+    async def of_container(self, container_id: str, nic: str, pod_uid: str) -> list[Claim]:
+        """What a DEL for this container and NIC releases.
+
+        A release names both the container and, if it knows it, the pod: the claims that a successor of the same pod
+        took over name another container and are not found. Raises StoreError before the first sync.
+        """
+        if self.informer.is_synced:
+            claims: Iterable[Claim] = self._containers.get(container_id, {}).values()
+        else:
+            claims = (await self._store.list(Claim, self._query)).items
+        return [claim for claim in claims if belongs(claim, container_id, nic, pod_uid)]
+
+    def sets(self) -> dict[SetKey, list[Claim]]:
+        """All sets of this node."""
+        return {key: list(claims.values()) for key, claims in self._sets.items()}
+
+    def of_pod(self, identity: str) -> list[Claim]:
+        """All claims of an identity, whatever NIC they are for. Looks at every set of this node."""
+        return [claim for (who, _), claims in self._sets.items() if who == identity for claim in claims.values()]
+
+    def _changed(self, old: Claim | None, new: Claim | None) -> None:
+        for claim in (old, new):
+            if claim is None or not _is_held(claim):
+                continue
+            key, name = set_key(claim), claim.metadata.name
+            if claim is new:
+                self._sets.setdefault(key, {})[name] = claim
+                self._containers.setdefault(claim.spec.container_id, {})[name] = claim
+            else:
+                _drop(self._sets, key, name)
+                _drop(self._containers, claim.spec.container_id, name)
+
+
+def belongs(claim: Claim, container_id: str, nic: str, pod_uid: str) -> bool:
+    """Whether the claim is this container's for this NIC. An unknown pod UID (empty) rules nothing out."""
+    spec = claim.spec
+    return (
+        _is_held(claim)
+        and spec.container_id == container_id
+        and spec.nic == nic
+        and (not pod_uid or not spec.pod_uid or spec.pod_uid == pod_uid)
+    )
+
+
+def set_key(claim: Claim) -> SetKey:
+    """The set that the claim belongs to."""
+    return identity_label(claim.spec.pod_uid, claim.spec.container_id), claim.spec.nic
+
+
+def partial(claims: Iterable[Claim]) -> bool:
+    """Whether these claims of one set are fewer than the ADD that made them wanted."""
+    claims = list(claims)
+    return len(claims) < max((claim.spec.set_size for claim in claims), default=0)
+
+
+def by_family(claims: Iterable[Claim]) -> tuple[dict[Family, Claim], list[Claim]]:
+    """The oldest claim of each family, and the rest, which nobody needs.
+
+    A second claim of a family can be left by a write whose answer was lost.
+    """
+    groups: defaultdict[Family, list[Claim]] = defaultdict(list)
+    for claim in sorted(claims, key=lambda c: (int(c.metadata.resource_version), c.metadata.name)):
+        groups[claim.spec.ip_version].append(claim)
+    return {family: group[0] for family, group in groups.items()}, [c for group in groups.values() for c in group[1:]]
+
+
+def _is_held(claim: Claim) -> bool:
+    return claim.spec.state == "Allocated"
+
+
+def _drop(index: dict[SetKey, dict[str, Claim]] | dict[str, dict[str, Claim]], key: object, name: str) -> None:
+    inner = index.get(key)  # type: ignore[call-overload]
+    if inner is not None:
+        inner.pop(name, None)
+        if not inner:
+            del index[key]  # type: ignore[arg-type]

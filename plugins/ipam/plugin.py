@@ -1,0 +1,353 @@
+"""IPAM as a CNI plugin: ADD, DEL, CHECK, STATUS and GC against claims."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from ipaddress import ip_interface
+from random import Random
+from typing import Any, TypeVar
+
+from api.claim import Claim
+from api.pool import Pool
+from api.ranges import Family, IPSet
+from plugins.cni import Call, Plugin, decode_prev_result, encode_result
+from plugins.coordinator.probe import Prober
+from plugins.errors import (
+    CheckFailedError,
+    CniError,
+    ExhaustedError,
+    InternalError,
+    InvalidConfigError,
+    NoPoolError,
+    NotAvailableError,
+    TryAgainLaterError,
+)
+from plugins.ipam import metrics
+from plugins.ipam.allocation import Allocator
+from plugins.ipam.answer import result_of
+from plugins.ipam.candidates import PoolFacts
+from plugins.ipam.catalog import Catalog
+from plugins.ipam.claims import ClaimWriter, together
+from plugins.ipam.config import network_name, parse_config, parse_request, valid_attachments
+from plugins.ipam.detection import Detector
+from plugins.ipam.endpoints import EndpointWriter
+from plugins.ipam.held import NodeClaims, belongs, partial, set_key
+from plugins.ipam.locks import KeyLocks, container_key, pod_key
+from plugins.ipam.nic import addresses_of
+from plugins.ipam.settings import IpamSettings
+from plugins.ipam.view import Views
+from store.errors import InvalidError, NotFoundError, StoreError
+from store.port import Store
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_HOUSEKEEPING = 30.0
+"""Seconds between two rounds of housekeeping at most; a quarter of the partial sets' grace if that is less."""
+
+
+class Ipam(Plugin):
+    """The plugin. `run` must be running for anything to work; `ready` tells when it does."""
+
+    def __init__(self, store: Store, node: str, settings: IpamSettings, prober: Prober) -> None:
+        self._store = store
+        self._settings = settings
+        enabled: dict[Family, bool] = {4: settings.enable_ipv4, 6: settings.enable_ipv6}
+        families = tuple(family for family, on in enabled.items() if on)
+        self._catalog = Catalog(store, node, families, self._pool_changed, self._reserved_changed)
+        self._views = Views(store, self._reserved_of, self._spawn, Random())
+        self._held = NodeClaims(store, node)
+        self._writer = ClaimWriter(store, self._held, self._views)
+        detector = Detector(settings, self._catalog, self._views, self._writer, prober)
+        self._allocator = Allocator(
+            node=node,
+            settings=settings,
+            catalog=self._catalog,
+            views=self._views,
+            held=self._held,
+            writer=self._writer,
+            detector=detector,
+        )
+        self._endpoints = EndpointWriter(store, node, settings.endpoint_queue)
+        self._locks = KeyLocks()
+        self._group: asyncio.TaskGroup | None = None
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._partial_since: dict[tuple[tuple[str, str], ...], float] = {}
+
+    async def run(self) -> None:
+        """Keep the caches and do the background work until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for informer in (self._catalog.pools, self._catalog.reserved_ips, self._held.informer):
+                    group.create_task(informer.run())
+                group.create_task(self._endpoints.run())
+                group.create_task(self._keep_house())
+        finally:
+            self._group = None
+
+    async def ready(self, deadline: float) -> None:
+        """Return when the caches are complete. Raises TimeoutError after `deadline` seconds."""
+        async with asyncio.timeout(deadline):
+            for informer in (self._catalog.pools, self._catalog.reserved_ips, self._held.informer):
+                await informer.synced()
+
+    # The commands
+
+    async def add(self, call: Call) -> Mapping[str, Any]:
+        """Allocate; the same addresses again for the same identity and NIC."""
+        metrics.allocations.inc()
+        started = time.monotonic()
+        try:
+            return await self._owned(self._add(call))
+        except BaseException as error:
+            metrics.allocation_failures.inc()
+            _classify(error, _ALLOCATION_FAILURES, metrics.allocation_internal)
+            raise
+        finally:
+            metrics.allocation_duration.observe(time.monotonic() - started)
+
+    async def delete(self, call: Call) -> None:
+        """Release what this container has for this NIC; nothing is success."""
+        metrics.releases.inc()
+        started = time.monotonic()
+        try:
+            await self._owned(self._delete(call))
+        except BaseException as error:
+            metrics.release_failures.inc()
+            _classify(error, _RELEASE_FAILURES, metrics.release_internal)
+            raise
+        finally:
+            metrics.release_duration.observe(time.monotonic() - started)
+
+    async def check(self, call: Call) -> None:
+        """Compare the claims with prevResult and with the NIC."""
+        previous = decode_prev_result(call.config)
+        if previous is None:
+            raise InvalidConfigError("CHECK needs the result of ADD", "prevResult: is missing")
+        with _foreign_errors("CHECK"):
+            async with asyncio.timeout(self._settings.add_deadline):
+                await self.ready(self._settings.add_deadline)
+                held = await self._held.of_container(call.container_id, call.ifname, call.pod_uid)
+                claims = [claim for claim in [await self._writer.read(c.metadata.name) for c in held] if claim]
+        claimed = {c.spec.address for c in claims if belongs(c, call.container_id, call.ifname, call.pod_uid)}
+        names = {index for index, nic in enumerate(previous.interfaces) if nic.name == call.ifname and nic.sandbox}
+        told = {
+            str(ip_interface(ip.address).ip)
+            for ip in previous.ips
+            if ip.interface is None or not previous.interfaces or ip.interface in names
+        }
+        if not claimed:
+            raise CheckFailedError("no address is claimed", f"container {call.container_id}, NIC {call.ifname}")
+        if claimed != told:
+            raise CheckFailedError(
+                "claims and prevResult differ", f"claimed: {_list(claimed)}; prevResult: {_list(told)}"
+            )
+        assert call.netns_fd is not None  # noqa: S101 - parse_call refuses a CHECK without it
+        present = {str(ip_interface(text).ip) for text in addresses_of(call.netns_fd, call.ifname) if text}
+        if not claimed <= present:
+            raise CheckFailedError(
+                "the NIC lacks an address", f"{call.ifname}: {_list(claimed - present)} is claimed and not on it"
+            )
+
+    async def status(self, call: Call) -> None:
+        """Whether an ADD with this configuration could succeed: caches, store, a pool that may serve.
+
+        Full pools do not count: a node that says so would be taken out of service, and a DEL heals it.
+        """
+        try:
+            await self.ready(1.0)
+            await self._store.get(Pool, "status")
+        except NotFoundError:
+            pass
+        except TimeoutError:
+            raise NotAvailableError("the agent is starting", "pools and claims have not been read yet") from None
+        except StoreError as error:
+            raise NotAvailableError("the store cannot be reached", str(error)) from error
+        try:
+            self._catalog.select(parse_config(call.config), None)
+        except NoPoolError as error:
+            raise NotAvailableError(error.msg, error.details) from error
+
+    async def gc(self, call: Call) -> None:
+        """Release this network's claims on this node that belong to no valid attachment.
+
+        Quarantined claims are nobody's attachment, and claims with a call in flight are not stale.
+        """
+        network = network_name(call.config)
+        if not network:
+            raise InvalidConfigError("GC without a network", "name: is missing")
+        valid = valid_attachments(call.config)
+        with _foreign_errors("GC"):
+            await self.ready(self._settings.add_deadline)
+            stale = [
+                claim
+                for claims in self._held.sets().values()
+                for claim in claims
+                if claim.spec.network == network
+                and (claim.spec.container_id, claim.spec.nic) not in valid
+                and not self._locks.busy(container_key(claim.spec.container_id, claim.spec.nic))
+                and not self._locks.busy(pod_key(*set_key(claim)))
+            ]
+            for claim in stale:
+                await self._owned(self._release(claim.spec.container_id, claim.spec.nic, claim.spec.pod_uid))
+                log.info(
+                    "released %s of container %s: not a valid attachment", claim.spec.address, claim.spec.container_id
+                )
+
+    # What they consist of
+
+    async def _add(self, call: Call) -> Mapping[str, Any]:
+        request = parse_request(call)
+        locks = self._locks.hold(
+            container_key(request.container_id, request.nic), pod_key(request.identity, request.nic)
+        )
+        with _foreign_errors("ADD"):
+            async with asyncio.timeout(self._settings.add_deadline):
+                await self.ready(self._settings.add_deadline)
+                async with locks:
+                    claims = await self._allocator.allocate(request, call.netns_fd)
+        result, entry = result_of(claims, self._catalog.get, clean_gateway=request.config.clean_gateway)
+        self._endpoints.attached(request.workload, request.pod_uid, request.container_id, entry)
+        return encode_result(result, call.cni_version)
+
+    async def _delete(self, call: Call) -> None:
+        with _foreign_errors("DEL"):
+            async with asyncio.timeout(self._settings.add_deadline):
+                await self._release(call.container_id, call.ifname, call.pod_uid)
+
+    async def _release(self, container_id: str, nic: str, pod_uid: str) -> None:
+        def still(claim: Claim) -> bool:
+            return belongs(claim, container_id, nic, pod_uid)
+
+        async with self._locks.hold(container_key(container_id, nic)):
+            claims = await self._held.of_container(container_id, nic, pod_uid)
+            async with self._locks.hold(*(pod_key(*set_key(claim)) for claim in claims)):
+                released = await together(
+                    self._writer.release(claim, still, metrics.release_conflicts) for claim in claims
+                )
+        for claim, gone in zip(claims, released, strict=True):
+            if gone:
+                self._endpoints.detached(claim)
+
+    async def _owned(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` as a task that is cancelled at most once, so that what it undoes is not cancelled in turn."""
+        task = asyncio.create_task(work)
+        self._calls.add(task)
+        task.add_done_callback(self._over)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+            raise
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen by the caller, or nobody waits any more
+
+    # Background
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(min(_HOUSEKEEPING, self._settings.partial_grace / 4))
+            self._views.close_idle(asyncio.get_running_loop().time() - self._settings.view_idle)
+            try:
+                await self._delete_leftovers()
+                await self._collect_partial_sets()
+            except StoreError as error:
+                log.warning("housekeeping is put off: %s", error)
+            metrics.leftovers.set(len(self._allocator.leftovers))
+
+    async def _delete_leftovers(self) -> None:
+        for claim in list(self._allocator.leftovers.values()):
+            spec = claim.spec
+            async with self._locks.hold(container_key(spec.container_id, spec.nic), pod_key(*set_key(claim))):
+                if claim.metadata.name in self._allocator.leftovers:
+                    await self._allocator.discard(claim)
+
+    async def _collect_partial_sets(self) -> None:
+        """Release sets that a crash left incomplete and that nobody has completed for the grace time.
+
+        The time runs from when this agent first saw the very claims, by the monotonic clock: a wrong wall clock
+        frees nothing.
+        """
+        now = asyncio.get_running_loop().time()
+        found: dict[tuple[tuple[str, str], ...], list[Claim]] = {}
+        for claims in self._held.sets().values():
+            if partial(claims):
+                found[tuple((c.metadata.uid, c.metadata.resource_version) for c in claims)] = claims
+        self._partial_since = {key: self._partial_since.get(key, now) for key in found}
+        for key, claims in found.items():
+            spec = claims[0].spec
+            locks = (container_key(spec.container_id, spec.nic), pod_key(*set_key(claims[0])))
+            if now - self._partial_since[key] < self._settings.partial_grace or any(map(self._locks.busy, locks)):
+                continue
+            async with self._locks.hold(*locks):
+                for claim in claims:
+                    version = claim.metadata.resource_version
+                    await self._writer.release(claim, _unchanged(version), metrics.release_conflicts)
+            metrics.partial_sets.inc()
+            log.warning("collected an incomplete set of claims: %s", _list({c.spec.address for c in claims}))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        if self._group is None:
+            work.close()
+            raise TryAgainLaterError("the agent is stopping")
+        return self._group.create_task(work)
+
+    def _reserved_of(self, facts: PoolFacts) -> IPSet:
+        return self._catalog.reserved[facts.family]
+
+    def _pool_changed(self, name: str, facts: PoolFacts | None) -> None:
+        del name
+        if facts is not None:
+            self._views.rebase(facts)
+
+    def _reserved_changed(self, family: Family) -> None:
+        for name in self._views.names():
+            facts = self._catalog.get(name)
+            if facts is not None and facts.family == family:
+                self._views.rebase(facts)
+
+
+def _unchanged(version: str) -> Callable[[Claim], bool]:
+    return lambda claim: claim.metadata.resource_version == version
+
+
+_ALLOCATION_FAILURES = (
+    (NoPoolError, metrics.allocation_no_pool),
+    (ExhaustedError, metrics.allocation_used_out),
+    ((TryAgainLaterError, asyncio.CancelledError), metrics.allocation_retries),
+)
+_RELEASE_FAILURES = (((TryAgainLaterError, asyncio.CancelledError), metrics.release_retries),)
+
+
+def _classify(error: BaseException, classes: Any, otherwise: Any) -> None:
+    next((counter for kind, counter in classes if isinstance(error, kind)), otherwise).inc()
+
+
+@contextmanager
+def _foreign_errors(command: str) -> Iterator[None]:
+    """The store's errors, and the end of the time, as CNI errors."""
+    try:
+        yield
+    except CniError:
+        raise
+    except InvalidError as error:
+        raise InternalError("the store refuses a claim", str(error)) from error
+    except StoreError as error:
+        raise TryAgainLaterError("the store could not do it now", str(error)) from error
+    except TimeoutError as error:
+        raise TryAgainLaterError("it took too long", f"{command}: the store or the caches did not answer") from error
+
+
+def _list(addresses: set[str]) -> str:
+    return ", ".join(sorted(addresses)) or "none"

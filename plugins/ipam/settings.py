@@ -1,0 +1,48 @@
+"""What an operator may set about IPAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class IpamSettings:
+    """Times are in seconds."""
+
+    enable_ipv4: bool = True
+    """Give IPv4 addresses. Candidate pools of a family that is off are passed over, so that the same network
+    configuration serves single-stack and dual-stack nodes."""
+    enable_ipv6: bool = True
+    """Give IPv6 addresses."""
+    enable_ip_conflict_detection: bool = False
+    """Ask the network whether somebody uses an address before a pod gets it. Off as upstream: it costs each ADD the
+    probe's wait."""
+    enable_gateway_detection: bool = False
+    """Refuse an ADD whose pool has a gateway that does not answer. Off as upstream. Turn conflict detection on with
+    it: a question to the gateway names the new address as its sender, and neighbours learn from it."""
+    add_deadline: float = 30.0
+    """How long one ADD, DEL or CHECK may take in all; then the runtime is asked to try again. Shorter than the
+    100 s of upstream's client and the 4 minutes after which kubelet retries."""
+    rollback_deadline: float = 10.0
+    """How long a failed ADD may take to delete its claims in the store before that is left to the background."""
+    max_collisions: int = 128
+    """How many addresses one ADD may lose to other nodes before it gives up and asks the runtime to try again. With
+    addresses picked at random a handful is rare; the limit only keeps a fault from spinning."""
+    conflict_moves: int = 3
+    """How often one ADD goes on with another address after the network showed that one is in use."""
+    quarantine_time: float = 600.0
+    """How long an address that somebody else uses stays out of use. Long enough to find the culprit, short enough
+    that a mistake heals by itself."""
+    quarantine_cap: int = 8
+    """How many addresses of one pool may be in quarantine; beyond that a conflict costs a try and nothing more. A
+    router that answers for every address (proxy ARP) must not eat the pool."""
+    quarantine_cap_per_mac: int = 3
+    """How many addresses of one pool may be in quarantine on account of one MAC address, for the same reason."""
+    partial_grace: float = 300.0
+    """Age after which an incomplete set of claims, left by a crash, is collected. Longer than `add_deadline` and
+    than kubelet's 4 minutes to the retry that would complete it."""
+    view_idle: float = 900.0
+    """A pool that this node has not used for so long is not followed any more."""
+    endpoint_queue: int = 4096
+    """How many pods may wait for their SpiderEndpoint to be written; further ones are dropped and logged, since
+    endpoints are a view."""
