@@ -18,6 +18,7 @@ from agent.settings import ServerSettings
 from agent.wire import MAX_REPLY, Request, Status, decode_env
 from plugins.cni import COMMANDS, SUPPORTED_VERSIONS, Call, Command, Plugin, parse_call
 from plugins.errors import CniError, InternalError, InvalidEnvironmentError, TryAgainLaterError
+from plugins.net.netns import require_netns
 
 DEFAULT_VERSION = "1.0.0"
 """cniVersion of an error whose caller named none that we know; the shim's is the same."""
@@ -173,19 +174,6 @@ def _names(call: Call) -> dict[str, str]:
     if call.pod_name:
         names |= {"pod": f"{call.pod_namespace}/{call.pod_name}", "pod_uid": call.pod_uid}
     return names
-
-
-def require_netns(fd: int) -> int:
-    """TEMPORARY until plugins.net.netns lands."""
-    import fcntl
-
-    try:
-        kind = fcntl.ioctl(fd, 0xB703)
-    except OSError as error:
-        raise InvalidEnvironmentError("CNI_NETNS is not a network namespace", str(error)) from None
-    if kind != 0x40000000:
-        raise InvalidEnvironmentError("CNI_NETNS is not a network namespace")
-    return os.fstat(fd).st_ino
 
 
 def _checked_netns(call: Call) -> Call:

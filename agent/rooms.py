@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from typing import Any
 
 from agent.daemon import Rooms
+from agent.dataplane import Dataplane
 from agent.settings import Settings
+from plugins.cni import Plugin
+from plugins.coordinator.probe import Prober
+from plugins.ipam.plugin import Ipam
 from store.sqlite import SqliteStore
 
 
@@ -13,8 +19,11 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     """Open the store and build every room on it. Raises StoreError, OSError."""
     store = await SqliteStore.open(settings.store.path)
     stack.push_async_callback(store.close)
-
-    async def ready(_deadline: float) -> None:
-        return
-
-    return Rooms(plugins={}, background={}, ready=ready)
+    prober = Prober(settings.probe)
+    stack.push_async_callback(prober.close)
+    ipam = Ipam(store, settings.node.resolve(), settings.ipam, prober)
+    plugins: dict[str, Plugin] = {"spiderpool": ipam}
+    background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"ipam": ipam.run}
+    if settings.dataplane.enabled:
+        background["dataplane"] = Dataplane(store, settings.dataplane).run
+    return Rooms(plugins=plugins, background=background, ready=ipam.ready)

@@ -23,6 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
+from agent.dataplane.settings import DataplaneSettings
+from plugins.coordinator.probe.settings import ProbeSettings
 from plugins.ipam.settings import IpamSettings
 
 Value = str | int | float | bool | tuple[str, ...]
@@ -156,6 +158,8 @@ class Settings:
     store: StoreSettings = field(default_factory=StoreSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     ipam: IpamSettings = field(default_factory=IpamSettings)
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    dataplane: DataplaneSettings = field(default_factory=DataplaneSettings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -558,10 +558,9 @@ static int forward(const struct command *command, const char *plugin)
 	if (pack_request(plugin, netns_error))
 		return fail(BAD_ENVIRONMENT, "the environment is too large",
 			    "the limit for all CNI_* variables is %u bytes", MAX_ENV);
-	do
-		status = exchange(netns, dial_deadline);
-	while (status == STOPPING &&
-	       now_ms() < dial_deadline); /* not executed: its successor may */
+	/* A call that a stopping agent refused was not executed: its successor may do it. */
+	while ((status = exchange(netns, dial_deadline)) == STOPPING && now_ms() < dial_deadline)
+		wait_until(-1, 0, now_ms() + REDIAL_MS);
 	if (status == DONE || status == FAILED)
 		return write_all(STDOUT_FILENO, reply, reply_size) ? FAILED : status;
 	if (command->code)

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -48,11 +48,8 @@ def server(cni: Installation, behave: Behaviour, backlog: int = 64) -> Iterator[
                     connection, _ = listener.accept()
                 except OSError:
                     return
-                with connection:
-                    try:
-                        behave(connection)
-                    except OSError:
-                        pass
+                with connection, suppress(OSError):
+                    behave(connection)
 
         thread = threading.Thread(target=loop)
         thread.start()
@@ -179,7 +176,11 @@ def test_busy_without_reading(cni: Installation, big: bool) -> None:
 
 def test_an_add_goes_to_the_successor_of_a_stopping_agent(cni: Installation) -> None:
     answers = [reply(STOPPING, b"it is stopping")] * 3 + [reply(DONE, RESULT)]
-    with server(cni, lambda connection: answering(answers.pop(0))(connection)):
+
+    def behave(connection: socket.socket) -> None:
+        answering(answers.pop(0))(connection)
+
+    with server(cni, behave):
         assert cni.call("ADD").stdout == RESULT
     with server(cni, answering(reply(STOPPING, b"it is stopping"))):
         cni.call("CHECK").error(11)
