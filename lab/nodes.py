@@ -46,7 +46,7 @@ def settings(lab: Lab, node: str) -> dict[str, dict[str, object]]:
         "queue": {"directory": lab.queue(node)},
         "store": {"path": lab.store},
         "ipam": {"enable_ip_conflict_detection": True, "enable_gateway_detection": True},
-        # "dataplane": {"cgroup": cgroup(lab, node), "bpffs": lab.pins(node)},
+        "dataplane": {"cgroup": cgroup(lab, node), "bpffs": lab.pins(node), "headers_cache": f"{SOURCES}/build/headers"},
     }
 
 
