@@ -39,6 +39,9 @@ ETH_P_IP = 0x0800
 ETH_P_ARP = 0x0806
 ETH_P_IPV6 = 0x86DD
 ARPHRD_ETHER = 1
+ARP_SIZE = 28
+ARP_FORMAT = bytes.fromhex("0001 0800 06 04")
+"""Hardware and protocol type, and the lengths of their addresses: IPv4 over Ethernet."""
 ARP_REQUEST = 1
 ARP_REPLY = 2
 ICMPV6 = 58
@@ -167,19 +170,20 @@ class Sighting:
 def sighting(frame: bytes) -> Sighting | None:
     """What `frame` says, or None if it says nothing or breaks a rule of its protocol. Never raises."""
     kind = int.from_bytes(frame[12:ETHERNET_HEADER], "big")
-    if kind == ETH_P_ARP:
-        return _arp_sighting(frame)
+    if kind == ETH_P_ARP and _is_ethernet_arp(frame):
+        return _arp_sighting(Ether(frame))
     if kind == ETH_P_IPV6 and _is_valid_discovery(frame):
         return _discovery_sighting(Ether(frame))
     return None
 
 
-def _arp_sighting(frame: bytes) -> Sighting | None:
-    if len(frame) < ETHERNET_HEADER + 28:
-        return None
-    arp = Ether(frame).payload
-    if (arp.hwtype, arp.ptype, arp.hwlen, arp.plen) != (ARPHRD_ETHER, ETH_P_IP, 6, 4):
-        return None
+def _is_ethernet_arp(frame: bytes) -> bool:
+    """Whether an ARP frame is about IPv4 over Ethernet; scapy reads the addresses by the lengths that it names."""
+    return len(frame) >= ETHERNET_HEADER + ARP_SIZE and frame[14:20] == ARP_FORMAT
+
+
+def _arp_sighting(packet: Ether) -> Sighting | None:
+    arp = packet.payload
     sender = IPv4Address(arp.psrc)
     if int(sender):
         return Sighting(sender, arp.hwsrc, asking=False) if arp.op in (ARP_REQUEST, ARP_REPLY) else None

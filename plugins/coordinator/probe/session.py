@@ -139,7 +139,7 @@ class Question:
     def next_step(self, now: float) -> float:
         """When the next frame is due, or the end, if one was sent `now`."""
         if self.sent == self.frames:
-            return max(self.begun + self.wait, now + self.wait / 4)
+            return max(self.begun + self.wait, now + self.wait / min(2 * self.frames, 4))
         pause = self.wait / 2 / (self.frames - 1)
         return max(self.begun + self.sent * pause, now + pause / 2)
 
