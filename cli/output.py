@@ -11,6 +11,7 @@ import yaml
 
 from api.columns import COLUMNS, Column, select
 from api.meta import Resource, encode, now
+from api.schema import conform, schema_of
 from cli.naming import identifier
 
 FORMATS = ("wide", "yaml", "json", "name")
@@ -35,7 +36,7 @@ def render(kind: type[Resource], resources: Sequence[Resource], form: str, *, si
 
     `single`: the user named one object, which is then not wrapped in a List. `namespaces`: the table has them.
     """
-    documents = [json.loads(encode(resource)) for resource in resources]
+    documents = [_document(resource) for resource in resources]
     if form == "name":
         return "".join(f"{identifier(kind, resource.metadata.name)}\n" for resource in resources)
     if form in {"json", "yaml"}:
@@ -46,6 +47,13 @@ def render(kind: type[Resource], resources: Sequence[Resource], form: str, *, si
     columns = [column for column in COLUMNS[kind.TYPE.kind] if form == "wide" or not column.priority]
     head = ["NAMESPACE"] * namespaces + ["NAME", *(column.name for column in columns)]
     return table(head, [_row(document, columns, namespaces=namespaces) for document in documents])
+
+
+def _document(resource: Resource) -> dict[str, Any]:
+    """The object as an API server shows it: with the defaults that storing leaves out."""
+    written = json.loads(encode(resource))
+    shown = conform(written, schema_of(type(resource)), "", [])
+    return {"apiVersion": written["apiVersion"], "kind": written["kind"], **shown}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

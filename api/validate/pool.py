@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from api.claim import Claim
 from api.meta import FINALIZER
-from api.pool import LABEL_CIDR, LabelSelector, Pool, PoolSpec, Route, cidr_label
+from api.pool import LABEL_CIDR, Pool, PoolSpec, Route, cidr_label
 from api.ranges import Family, IPSet, Network, parse_address, parse_network, range_text
 from api.validate import ranges
 from api.validate.fields import FieldError, forbidden, invalid
@@ -131,12 +131,11 @@ def _spec_errors(spec: PoolSpec, before: IPSet, rivals: Iterable[Pool]) -> Itera
         yield from _overlap_errors(ranges.net(ips, excluded, family) - before, rivals)
         yield from _gateway_errors(spec, network, ips, excluded)
         yield from _route_errors(spec.routes or (), network)
-    if spec.pod_affinity == LabelSelector() or spec.pod_affinity == LabelSelector(
-        match_labels={}, match_expressions=[]
-    ):
+    affinity = spec.pod_affinity
+    if affinity is not None and not (affinity.match_labels or affinity.match_expressions):
         yield invalid("spec.podAffinity", {}, "empty podAffinity is invalid for SpiderIPPool")
-    elif spec.pod_affinity is not None:
-        yield from selector_errors(spec.pod_affinity, "spec.podAffinity")
+    elif affinity is not None:
+        yield from selector_errors(affinity, "spec.podAffinity")
 
 
 def _range_errors(parsed: ranges.Parsed, texts: list[str] | None, network: Network, path: str) -> Iterator[FieldError]:
