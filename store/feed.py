@@ -20,6 +20,7 @@ from api.meta import R, Resource
 from store.errors import ExpiredError, InvalidError, StoreError, UnavailableError
 from store.inotify import IN_ATTRIB, DirectoryWatch
 from store.port import Event, Query
+from store.rules import check_query
 from store.writer import kind_name, read
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ class Feed:
 
     async def watch(self, kind: type[R], query: Query, since: str) -> AsyncGenerator[Event[R], None]:
         """As `Store.watch`."""
+        check_query(kind.TYPE, query)
         if not since.isascii() or not since.isdigit():
             raise InvalidError(f"cannot watch from resourceVersion {since!r}: it is none of this store's")
         if self._closed:

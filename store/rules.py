@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from api.meta import Kind, ObjectMeta, OwnerReference, Resource
 from store.errors import InvalidError
+from store.port import Query
 
 ANNOTATIONS_BYTES = 256 * 1024
 """Limit of all annotations' keys and values together."""
@@ -34,6 +35,12 @@ def check(resource: Resource) -> None:
     problems = list(_problems(resource.TYPE, resource.metadata))
     if problems:
         raise InvalidError(f"{resource.TYPE.kind} {resource.metadata.name!r} is invalid: {'; '.join(problems)}")
+
+
+def check_query(kind: Kind, query: Query) -> None:
+    """Raise InvalidError if objects of `kind` cannot be asked for in this way."""
+    if query.namespace and not kind.namespaced:
+        raise InvalidError(f"{kind.kind} is cluster-scoped, it cannot be asked for by namespace")
 
 
 def _problems(kind: Kind, metadata: ObjectMeta) -> Iterator[str]:

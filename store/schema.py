@@ -143,9 +143,12 @@ def checkpoint(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
 
-def execute_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
-    """Execute `statement`, whose `{rows}` stands for a list of parameter tuples, for all `rows`; what it returns.
+def execute_rows(
+    connection: sqlite3.Connection, statement: str, rows: Sequence[Sequence[Any]], row: str = "", joint: str = ","
+) -> list[Any]:
+    """Execute `statement` for all `rows` of parameters; what it returns.
 
+    `{rows}` in it stands for one `row` per row, with `joint` in between; `row` is a tuple of parameters by default.
     Each step of a statement gives the interpreter lock away, and under load getting it back takes longer than the
     step: so many rows go into one statement. Sizes are powers of two, so that few statements are ever compiled.
     """
@@ -154,15 +157,15 @@ def execute_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[
     while start < len(rows):
         size = min(32, 1 << ((len(rows) - start).bit_length() - 1))
         parameters = list(chain.from_iterable(rows[start : start + size]))
-        result += connection.execute(_expand(statement, size, len(rows[0])), parameters)
+        text = _expand(statement, row or f"({','.join('?' * len(rows[0]))})", joint, size)
+        result += connection.execute(text, parameters)
         start += size
     return result
 
 
 @lru_cache(maxsize=256)
-def _expand(statement: str, rows: int, columns: int) -> str:
-    row = f"({','.join('?' * columns)})"
-    return statement.format(rows=",".join([row] * rows))
+def _expand(statement: str, row: str, joint: str, size: int) -> str:
+    return statement.format(rows=joint.join([row] * size))
 
 
 def kind_ids(connection: sqlite3.Connection, names: Iterable[str]) -> dict[str, int]:

@@ -104,23 +104,28 @@ class Writer:
     def run(self, jobs: list[Job[Write]]) -> None:
         """Do all writes in one transaction; set each job's result (the object) or error."""
         try:
+            self._transact(jobs)
+        finally:
+            self._leave()
+
+    def _transact(self, jobs: list[Job[Write]]) -> None:
+        try:
             retry_busy(self._connection, "BEGIN IMMEDIATE", time.monotonic() + self._patience)
             changed = self._apply(jobs)
         except sqlite3.Error as error:
-            self._recover()
             for job in jobs:
                 job.error = UnavailableError(f"{self._path}: {error}; nothing was written")
             return
+        if not changed:
+            return
         try:
-            self._connection.execute("COMMIT" if changed else "ROLLBACK")
+            self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             # the commit record may be in the log already, and come to life at the next recovery
-            self._recover()
             for job in jobs:
                 job.error = UncertainError(f"{self._path}: commit failed: {error}")
             return
-        if changed:
-            self._ring()
+        self._ring()
 
     def _apply(self, jobs: list[Job[Write]]) -> bool:
         connection = self._connection
@@ -145,8 +150,8 @@ class Writer:
             connection.execute("DELETE FROM events WHERE version <= ?", (batch.events[-1][0] - self._history,))
         return bool(batch.events)
 
-    def _recover(self) -> None:
-        """Leave the transaction, by a new connection if need be."""
+    def _leave(self) -> None:
+        """End the transaction if it has not been committed, by a new connection if need be."""
         try:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -204,7 +209,11 @@ def _store(connection: sqlite3.Connection, batch: _Batch) -> None:
         labels_new += [(key[0], *label) for label in after - before]
     execute_rows(connection, "DELETE FROM objects WHERE (id) IN (VALUES {rows})", removed)
     execute_rows(
-        connection, "DELETE FROM labels WHERE (kind, key, value, object) IN (VALUES {rows})", sorted(labels_gone)
+        connection,
+        "DELETE FROM labels WHERE {rows}",
+        sorted(labels_gone),
+        row="(kind = ? AND key = ? AND value = ? AND object = ?)",
+        joint=" OR ",  # a list of tuples would be a scan of the table
     )
     execute_rows(
         connection,
