@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
+import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event, Thread
+from typing import Self
+
+from plugins.net.netns import in_netns
 
 
 def ip(*words: str) -> None:
@@ -80,3 +87,51 @@ def segment() -> Iterator[Segment]:
             os.close(host.fd)
             ip("netns", "delete", host.netns)
         ip("netns", "delete", lan.name)
+
+
+class Answering(Thread):
+    """A station in `host`'s namespace that answers frames as `respond` says; a context manager.
+
+    `respond` gets every frame that arrives and returns pairs of seconds to wait and a frame to send, or nothing.
+    `heard` is set by the first frame for which it returned something.
+    """
+
+    def __init__(self, host: Host, respond: Callable[[bytes], list[tuple[float, bytes]]]) -> None:
+        super().__init__(name="answering")
+        self._respond = respond
+        self._socket = in_netns(host.fd, raw_socket)
+        self._wake, self._end = os.pipe()
+        self.heard = Event()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._end)
+        self.join()
+        self._socket.close()
+        os.close(self._wake)
+
+    def run(self) -> None:
+        due: list[tuple[float, bytes]] = []
+        while True:
+            wait = max(0.0, due[0][0] - time.monotonic()) if due else None
+            ready, _, _ = select.select([self._socket, self._wake], [], [], wait)
+            if self._wake in ready:
+                return
+            if self._socket in ready:
+                answers = self._respond(self._socket.recv(2048))
+                due = sorted([*due, *((time.monotonic() + delay, frame) for delay, frame in answers)])
+                if answers:
+                    self.heard.set()
+            while due and due[0][0] <= time.monotonic():
+                self._socket.send(due.pop(0)[1])
+
+
+def raw_socket() -> socket.socket:
+    """Everything that arrives at eth0, and nothing that leaves it."""
+    packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    packets.setsockopt(263, 23, 1)
+    packets.bind(("eth0", 3))
+    return packets

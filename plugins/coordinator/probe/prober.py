@@ -35,8 +35,8 @@ class Prober:
     async def open(self, netns_fd: int, ifname: str) -> NicProbe:
         """The NIC `ifname` of the network namespace `netns_fd`, set up if it was down, and operational.
 
-        `netns_fd` is only needed until this returns. Raises ProbeUnknownError if the NIC is not there or not
-        operational in time; InvalidEnvironmentError if `netns_fd` is no network namespace.
+        `netns_fd` is only needed until this returns. Raises ProbeUnknownError if the namespace cannot be entered or the
+        NIC is not there, not Ethernet or not operational in time.
         """
         try:
             async with asyncio.timeout(self._settings.up_wait):
@@ -51,7 +51,7 @@ class Prober:
         except TimeoutError:
             raise ProbeUnknownError(f"{ifname}: not operational after {self._settings.up_wait:g} s") from None
         except OSError as error:
-            raise ProbeUnknownError(f"{ifname}: {error.strerror}") from error
+            raise ProbeUnknownError(f"{ifname}: {error.strerror or error}") from error
 
     async def close(self) -> None:
         """Return when every socket is closed and every thread has ended. All NICs must have been closed before."""

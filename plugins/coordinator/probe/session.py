@@ -254,7 +254,7 @@ class NicProbe:
             try:
                 await self._aside(lambda: join_groups(fd, index, missing))
             except OSError as error:
-                raise ProbeUnknownError(f"{self._ifname}: {error.strerror}") from error
+                raise ProbeUnknownError(f"{self._ifname}: {error.strerror or error}") from error
             self._joined |= missing
 
     def _listen(self) -> None:
@@ -314,7 +314,7 @@ class NicProbe:
         try:
             work(*args, **kwargs)
         except OSError as error:
-            self._fail(error.strerror or str(error))
+            self._fail(str(error.strerror or error))
         except BaseException:
             self._fail("a fault of the agent")
             raise
