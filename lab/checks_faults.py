@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -160,7 +159,7 @@ def retry(state: State) -> list[str]:
         first = pods.create(state, "phoenix", "node1")
         pods.stop_actor(state, "phoenix")
         run(["ip", "netns", "delete", state.lab.netns("phoenix")])
-        second = replace(pods.sandbox(state, "phoenix", "node1", "underlay"), uid=first.uid)
+        second = pods.sandbox(state, "phoenix", "node1", "underlay", uid=first.uid, netns="phoenix2")
         begin = time.monotonic()
         second = pods.attach(state, second)
         took = (time.monotonic() - begin) * 1000

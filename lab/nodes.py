@@ -141,8 +141,13 @@ def http_get(lab: Lab, node: str, port: int, path: str) -> tuple[int, str]:
 
 
 def queued(lab: Lab, node: str) -> list[str]:
-    """The DELs that wait for the node's agent."""
-    return sorted(name for name in os.listdir(lab.queue(node)) if not name.startswith("."))
+    """The DELs that wait for the node's agent, and those that it gave up (below `failed/`)."""
+    return sorted(
+        os.path.relpath(os.path.join(folder, name), lab.queue(node))
+        for folder, _, names in os.walk(lab.queue(node))
+        for name in names
+        if not name.startswith(".")
+    )
 
 
 def ctl(lab: Lab, *arguments: str, stdin: str = "") -> str:

@@ -69,21 +69,25 @@ def create(state: State, pod: str, node: str, network: str = "underlay") -> Atta
         raise
 
 
-def sandbox(state: State, pod: str, node: str, network: str) -> Attachment:
-    """A pod with a running process and no network yet but `lo`. Raises LabError."""
+def sandbox(state: State, pod: str, node: str, network: str, *, uid: str = "", netns: str = "") -> Attachment:
+    """A pod with a running process and no network yet but `lo`; a new pod unless `uid` says which. Raises LabError.
+
+    `netns` is the namespace's short name if it is not the pod's.
+    """
     lab = state.lab
+    netns = netns or pod
     attachment = Attachment(
         pod=pod,
         node=node,
         network=network,
         container_id=secrets.token_hex(32),
-        uid=str(uuid.uuid4()),
-        netns=lab.netns_path(pod),
+        uid=uid or str(uuid.uuid4()),
+        netns=lab.netns_path(netns),
     )
     state.put(attachment)
-    run(["ip", "netns", "add", lab.netns(pod)])
-    run(["ip", "-n", lab.netns(pod), "link", "set", "lo", "up"])
-    start_actor(state, pod, pod, cgroup(lab, node, "pods", pod))
+    run(["ip", "netns", "add", lab.netns(netns)])
+    run(["ip", "-n", lab.netns(netns), "link", "set", "lo", "up"])
+    start_actor(state, pod, netns, cgroup(lab, node, "pods", pod))
     return attachment
 
 
@@ -99,7 +103,7 @@ def destroy(state: State, pod: str) -> None:
     attachment = state.attachments[pod]
     stop_actor(state, pod)
     chain.delete(state.lab, attachment)
-    run(["ip", "netns", "delete", state.lab.netns(pod)])
+    run(["ip", "netns", "delete", os.path.basename(attachment.netns)])
     with contextlib.suppress(FileNotFoundError):
         os.rmdir(os.path.join(cgroup2_root(), state.lab.name, attachment.node, "pods", pod))
     state.drop(pod)

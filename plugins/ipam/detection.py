@@ -19,6 +19,7 @@ from plugins.ipam import metrics
 from plugins.ipam.attempt import Attempt, same_claim
 from plugins.ipam.catalog import Catalog
 from plugins.ipam.claims import ClaimWriter, quarantined, together
+from plugins.ipam.nic import leave_duplicates_to_us
 from plugins.ipam.settings import IpamSettings
 from plugins.ipam.view import Views
 
@@ -49,6 +50,8 @@ class Detector:
             return
         if attempt.netns_fd is None:
             return
+        if settings.enable_ip_conflict_detection:
+            _spare_the_kernel_its_own(attempt)
         try:
             async with await self._prober.open(attempt.netns_fd, attempt.request.nic) as nic:
                 if settings.enable_ip_conflict_detection:
@@ -135,6 +138,16 @@ class Detector:
             await together(nic.announce(ip_address(claim.spec.address)) for claim in attempt.claims.values())
         except (ProbeUnknownError, OSError) as error:
             log.warning("addresses could not be announced on NIC %s: %s", attempt.request.nic, error)
+
+
+def _spare_the_kernel_its_own(attempt: Attempt) -> None:
+    """Beside our probe the kernel's, which takes a second or two, has nothing to add. Failure only costs that time."""
+    if 6 not in attempt.claims or attempt.netns_fd is None:
+        return
+    try:
+        leave_duplicates_to_us(attempt.netns_fd, attempt.request.nic)
+    except OSError as error:
+        log.warning("NIC %s keeps the kernel's duplicate address detection: %s", attempt.request.nic, error)
 
 
 def _tell(attempt: Attempt, pool: str) -> str:
