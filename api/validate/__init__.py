@@ -1,7 +1,7 @@
 """What admission does: defaulting and validation of each kind, as pure functions.
 
-`defaulted` and `errors` choose by kind; the modules below have the rules. Kinds without rules of their own (endpoints,
-services) are checked by their schema alone.
+`defaulted` and `errors` choose by kind; the modules below have the rules. A SpiderEndpoint is checked by its schema
+alone.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from api.meta import R, Resource
 from api.pool import Pool
 from api.ranges import Family
 from api.reservedip import ReservedIP
+from api.service import EndpointSlice, Service
 from api.validate.claim import created_claim_errors, default_claim, updated_claim_errors
 from api.validate.fields import FieldError
 from api.validate.pool import created_pool_errors, default_pool, updated_pool_errors
 from api.validate.ranges import BOTH
 from api.validate.reservedip import created_reserved_ip_errors, default_reserved_ip, updated_reserved_ip_errors
+from api.validate.service import endpoint_slice_errors, service_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def _created_errors(new: Resource, around: Surroundings) -> list[FieldError]:
             return created_reserved_ip_errors(new, families=around.families)
         case Claim():
             return created_claim_errors(new)
-    return []
+    return _stateless_errors(new)
 
 
 def _updated_errors(old: Resource, new: Resource, around: Surroundings) -> list[FieldError]:
@@ -71,4 +73,14 @@ def _updated_errors(old: Resource, new: Resource, around: Surroundings) -> list[
             return updated_reserved_ip_errors(old, new, families=around.families)
         case Claim(), Claim():
             return updated_claim_errors(old, new)
+    return _stateless_errors(new)
+
+
+def _stateless_errors(new: Resource) -> list[FieldError]:
+    """Kinds whose rules do not depend on what was there."""
+    match new:
+        case Service():
+            return list(service_errors(new))
+        case EndpointSlice():
+            return list(endpoint_slice_errors(new))
     return []

@@ -116,13 +116,15 @@ items:
 
 def test_unknown_members_and_nulls_are_dropped_and_defaults_filled() -> None:
     entry = only(
-        f"{HEAD}metadata: {{name: a, labels: null, creationTimestamp: null, managedFields: [{{x: 1}}]}}\n"
+        f"{HEAD}metadata: {{name: a, labels: null, annotations: {{a: null, b: c}}, "
+        "creationTimestamp: null, managedFields: [{x: 1}]}\n"
         "spec: {subnet: 10.0.0.0/8, gateway: null, vlan: 7, default: ~}\nstatus: {}\nextra: {a: b}"
     )
     resource = entry.resource
     assert isinstance(resource, Pool)
     assert (resource.spec.default, resource.spec.disable) == (False, False)
     assert resource.metadata.labels == {}
+    assert resource.metadata.annotations == {"b": "c"}
     assert b"vlan" not in encode(resource)
 
 

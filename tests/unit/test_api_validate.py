@@ -16,6 +16,7 @@ from api.claim import Claim
 from api.meta import Resource
 from api.pool import Pool
 from api.reservedip import ReservedIP
+from api.service import EndpointSlice, Service
 from api.validate import Surroundings, defaulted, errors
 from api.validate.fields import FieldError, invalid, not_supported, refusal, required
 from api.validate.pool import pool_addresses
@@ -269,3 +270,51 @@ def test_the_text_form_is_that_of_kubernetes() -> None:
     assert refusal("SpiderIPPool", "spiderpool.spidernet.io", "web", both) == (
         'SpiderIPPool.spiderpool.spidernet.io "web" is invalid: [a: Required value, b: Required value]'
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"], "ports": [{"port": 80}]}, []),
+        ({"clusterIP": "None", "clusterIPs": ["None"]}, []),
+        ({"ports": [{"port": 53, "name": "a"}, {"port": 53, "name": "b", "protocol": "UDP"}]}, []),
+        ({"clusterIP": "10.96.0.999"}, [("spec.clusterIP", "Invalid")]),
+        ({"clusterIPs": ["10.96.0.1", "fe80::1%eth0"]}, [("spec.clusterIPs[1]", "Invalid")]),
+        ({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.2"]}, [("spec.clusterIPs[0]", "Invalid")]),
+        ({"type": "Nodeport"}, [("spec.type", "NotSupported")]),
+        (
+            {"ports": [{"port": 0, "protocol": "tcp"}]},
+            [("spec.ports[0].port", "Invalid"), ("spec.ports[0].protocol", "NotSupported")],
+        ),
+        ({"ports": [{"port": 1}, {"port": 2, "name": "b"}]}, [("spec.ports[0].name", "Required")]),
+        (
+            {"ports": [{"port": 1, "name": "a"}, {"port": 1, "name": "a"}]},
+            [("spec.ports[1].port", "Invalid"), ("spec.ports[1].name", "Invalid")],
+        ),
+    ],
+)
+def test_services(spec: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    service = msgspec.convert({"metadata": {"name": "s", "namespace": "n"}, "spec": spec}, Service)
+    assert found(service) == found(service, service) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"addressType": "IPv6", "endpoints": [{"addresses": ["fd00::1"]}], "ports": [{"port": 65535}, {}]}, []),
+        ({"addressType": "FQDN", "endpoints": [{"addresses": ["host.example"]}]}, []),
+        ({"addressType": "ipv4"}, [("addressType", "NotSupported")]),
+        (
+            {"addressType": "IPv4", "endpoints": [{"addresses": []}, {"addresses": ["fd00::1", "x"]}]},
+            [
+                ("endpoints[0].addresses", "Required"),
+                ("endpoints[1].addresses[0]", "Invalid"),
+                ("endpoints[1].addresses[1]", "Invalid"),
+            ],
+        ),
+        ({"addressType": "IPv4", "ports": [{"port": 65536}]}, [("ports[0].port", "Invalid")]),
+    ],
+)
+def test_endpoint_slices(body: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    part = msgspec.convert({"metadata": {"name": "s", "namespace": "n"}, **body}, EndpointSlice)
+    assert found(part) == expected
