@@ -185,13 +185,17 @@ def _checked_netns(call: Call) -> Call:
     if call.netns_fd is None:
         return call
     try:
-        if require_netns(call.netns_fd) == os.stat("/proc/self/ns/net").st_ino:
-            raise InvalidEnvironmentError("CNI_NETNS is the host's", f"{call.netns!r} is no network namespace of a pod")
-    except InvalidEnvironmentError:
-        if call.command in ("ADD", "CHECK"):
-            raise
-        return replace(call, netns_fd=None)
-    return call
+        own = require_netns(call.netns_fd) == os.stat("/proc/self/ns/net").st_ino
+        error = (
+            InvalidEnvironmentError("CNI_NETNS is the node's own", f"{call.netns!r} is not a pod's") if own else None
+        )
+    except InvalidEnvironmentError as reason:
+        error = InvalidEnvironmentError("CNI_NETNS is not a network namespace", f"{call.netns!r}: {reason}")
+    if error is None:
+        return call
+    if call.command in ("ADD", "CHECK"):
+        raise error
+    return replace(call, netns_fd=None)
 
 
 def _without_plugin(call: Call, served: tuple[str, ...]) -> bytes:

@@ -82,7 +82,7 @@ def decode_config(stdin: bytes) -> dict[str, Any]:
         raise DecodeError("standard input is empty", "a CNI network configuration (a JSON object) is expected")
     try:
         config = msgspec.json.decode(stdin)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError("standard input is not valid JSON", str(error)) from None
     if not isinstance(config, dict):
         raise DecodeError("standard input is not a JSON object", f"it is a {type(config).__name__}")
