@@ -59,7 +59,7 @@ def namespace(lab: Lab, name: str) -> Iterator[None]:
 
 
 def one_pod(lab: Lab, registry: Registry, name: str, deadline: float) -> int:
-    """A pod as kubelet and containerd have it: a failed sandbox is deleted, and a new one is tried with the same pod UID.
+    """A pod as kubelet and containerd have it: after a failure, DEL and a new sandbox for the same pod UID.
 
     Returns the number of sandboxes it took.
     """
