@@ -253,6 +253,7 @@ def test_what_get_prints_can_be_applied(shell: Shell) -> None:
     assert shell.apply(POOL.replace("172.30.40.99", "172.30.40.120")) == 0
     assert shell.apply(stale) == 1, "a resourceVersion in the file is a precondition"
     assert "document 1, items[0]" in shell.err
+    assert "changed by others" not in shell.err, "it is refused at once"
 
 
 def test_apply_tries_again_after_a_race(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
