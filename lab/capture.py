@@ -25,10 +25,11 @@ class Packet(NamedTuple):
     target_port: int
 
     def __str__(self) -> str:
-        return f"{_join(self.source, self.source_port)} → {_join(self.target, self.target_port)}"
+        return f"{joined(self.source, self.source_port)} → {joined(self.target, self.target_port)}"
 
 
-def _join(address: str, port: int) -> str:
+def joined(address: str, port: int) -> str:
+    """`10.0.0.1:80`, `[fd00::1]:80`."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 

@@ -28,6 +28,7 @@ class Check:
 
 QUIET: Sequence[Check] = (
     Check("addresses", "Dual-stack addresses from the pools, each with its claim", checks_traffic.addresses),
+    Check("agents", "Agents are healthy and say so", checks_traffic.agents),
     Check("same-node", "Pod ↔ pod on one node", checks_traffic.same_node),
     Check("cross-node", "Pod ↔ pod across nodes", checks_traffic.cross_node),
     Check("outside", "Outside ↔ pod through the router, addresses unchanged", checks_traffic.outside),
@@ -47,9 +48,13 @@ QUIET: Sequence[Check] = (
 OUTAGE: Sequence[Check] = (
     Check("killed", "Agent killed with -9: connections and new lookups go on", checks_faults.killed),
     Check("queued", "Meanwhile ADD says try again, DEL succeeds and waits", checks_faults.queued),
-    Check("replayed", "After the restart: DEL is replayed, news is learnt", checks_faults.replayed),
-    Check("gone", "Everything is gone after deletion", checks_faults.gone),
 )
+"""At once: the second begins when the first has killed the agent."""
+
+RECOVERY = (Check("replayed", "After the restart: DEL is replayed, news is learnt", checks_faults.replayed),)
+DELETION = (Check("gone", "Everything is gone after deletion", checks_faults.gone),)
+
+PHASES: Sequence[Sequence[Check]] = (QUIET, OUTAGE, RECOVERY, DELETION)
 """One after the other."""
 
 
@@ -75,6 +80,5 @@ def run(lab: Lab) -> Iterator[Row]:
                 raise LabError(f"the agent of {node.name} does not run; its log is {lab.log(nodes.agent(node.name))}")
         checks_faults.remember(state)
         with ThreadPoolExecutor(max_workers=len(QUIET)) as pool:
-            yield from pool.map(partial(_prove, state=state), QUIET)
-        for check in OUTAGE:
-            yield _prove(check, state)
+            for phase in PHASES:
+                yield from pool.map(partial(_prove, state=state), phase)

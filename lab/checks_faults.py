@@ -95,6 +95,7 @@ def cni_check(state: State) -> list[str]:
 def stolen(state: State) -> list[str]:
     """The first pools hold one address each, and the rival has them: the same ADD goes on in the next pools."""
     mac = run(["ip", "-n", state.lab.netns(RIVAL.name), "-br", "link", "show", "eth0"]).split()[2]
+    conflicts = nodes.metric(state.lab, "node1", "spiderpool_ipam_address_conflicts_total")
     with passing_pods(state, "newcomer"):
         begin = time.monotonic()
         given = pods.create(state, "newcomer", "node1", "contested").addresses()
@@ -102,6 +103,8 @@ def stolen(state: State) -> list[str]:
         require(not set(given) & set(STOLEN), f"a stolen address was given: {given}")
         call(state, "newcomer", addresses_of(state, "web-2")[0], PORT, named="web-2", seen_as=given[0])
         lines = [f"{' and '.join(STOLEN)} belong to a rival, {mac}: replaced by {' and '.join(given)} in {took:.0f} ms"]
+        conflicts = nodes.metric(state.lab, "node1", "spiderpool_ipam_address_conflicts_total") - conflicts
+        require(conflicts == len(STOLEN), f"the agent counts {conflicts:.0f} conflicts, not {len(STOLEN)}")
         for address in STOLEN:
             claim = claims(state).get(address, {})
             quarantine = claim.get("quarantine", {})
@@ -206,7 +209,7 @@ def killed(state: State) -> list[str]:
 
 def queued(state: State) -> list[str]:
     """ADD and DEL without an agent, and a service written meanwhile."""
-    require(not nodes.agent_runs(state, "node1"), "the agent of node1 was not killed")
+    settle(lambda: nodes.agent_runs(state, "node1"), lambda runs: not runs, "the agent of node1 is to be killed")
     text, took = refusal(state, "hasty", "node1", "underlay", TRY_AGAIN)
     lines = [f"ADD: {text} ({took:.0f} ms)"]
     before = set(nodes.queued(state.lab, "node1"))

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from lab import nodes
-from lab.capture import Packet, capturing
+from lab.capture import Packet, capturing, joined
 from lab.layout import (
     BACKENDS,
     NODE_ADDRESS,
@@ -112,6 +112,20 @@ def addresses(state: State) -> list[str]:
     return lines
 
 
+def agents(state: State) -> list[str]:
+    """Health and metrics of both agents, by HTTP on the node's loopback."""
+    lines = []
+    for node in NODE_ADDRESS:
+        for probe in ("startup", "readiness", "liveness"):
+            status, body = nodes.http_get(state.lab, node, nodes.HEALTH_PORT, f"/v1/runtime/{probe}")
+            require(status == 200, f"{node} answers its {probe} probe with {status} {body}")
+        require(nodes.metric(state.lab, node, "spiderpool_dataplane_ready") == 1, f"{node}: services are not served")
+        memory = nodes.metric(state.lab, node, "process_resident_memory_bytes") / 1e6
+        frontends = nodes.metric(state.lab, node, "spiderpool_dataplane_frontends")
+        lines.append(f"{node}: started, ready, alive; {frontends:.0f} service ports served; {memory:.0f} MB resident")
+    return lines
+
+
 def same_node(state: State) -> list[str]:
     """Two pods of node1."""
     return both_ways(state, "client", "web-1")
@@ -158,7 +172,7 @@ def on_the_wire(packets: list[Packet], reply: Any, vip: str, source: str, target
     require({packet.target for packet in asked} <= targets, f"{asked[0]} went to none of the backends {targets}")
     stray = [packet for packet in packets if vip in (packet.source, packet.target)]
     require(not stray, f"the service's address was on the wire: {stray[:1]}")
-    return f"{asked[0]}, of {len(packets)} packets none has {vip}"
+    return f"{asked[0]}; {vip} in none of {len(packets)} packets"
 
 
 def through_service(state: State, caller: str, sources: list[str], op: str, port: int) -> list[str]:
@@ -170,8 +184,7 @@ def through_service(state: State, caller: str, sources: list[str], op: str, port
             reply = call(state, caller, vip, port, op=op, seen_as=source)
             seen = on_the_wire(capture.packets(), reply, vip, source, targets)
         require(reply["peer"] == [vip, port], f"{caller} asked {vip} and is told that {reply['peer'][0]} answered")
-        transport = "TCP" if op == "tcp" else "UDP"
-        lines.append(f"{caller} → {vip} {transport} {port}: {reply['answer']['name']} answers, on the wire {seen}")
+        lines.append(f"{caller} → {joined(vip, port)}: {reply['answer']['name']} answers; wire: {seen}")
     return lines
 
 

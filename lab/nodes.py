@@ -31,6 +31,8 @@ METRICS_PORT = 5711
 BIN = os.path.dirname(os.path.abspath(sys.executable))
 """Where the console scripts are, beside the interpreter."""
 CNI_BUILT = f"{SOURCES}/build/cni"
+HEADERS = f"{SOURCES}/build/headers"
+"""Where agents keep what BCC compiles with; it outlives a lab, as a package's cache does."""
 
 
 def agent(node: str) -> str:
@@ -46,7 +48,11 @@ def settings(lab: Lab, node: str) -> dict[str, dict[str, object]]:
         "queue": {"directory": lab.queue(node)},
         "store": {"path": lab.store},
         "ipam": {"enable_ip_conflict_detection": True, "enable_gateway_detection": True},
-        "dataplane": {"cgroup": cgroup(lab, node), "bpffs": lab.pins(node), "headers_cache": f"{SOURCES}/build/headers"},
+        "dataplane": {
+            "cgroup": cgroup(lab, node),
+            "bpffs": lab.pins(node),
+            "headers_cache": f"{SOURCES}/build/headers",
+        },
     }
 
 
@@ -138,6 +144,16 @@ def http_get(lab: Lab, node: str, port: int, path: str) -> tuple[int, str]:
             return response.status, response.read().decode()
     except (OSError, http.client.HTTPException) as error:
         raise LabError(f"no answer from {node} port {port} {path}: {error}") from None
+
+
+def metric(lab: Lab, node: str, name: str) -> float:
+    """A metric without labels, as the node's agent tells it. Raises LabError."""
+    status, body = http_get(lab, node, METRICS_PORT, "/metrics")
+    for line in body.splitlines():
+        found, _, value = line.partition(" ")
+        if found == name:
+            return float(value)
+    raise LabError(f"the agent of {node} has no metric {name} (status {status})")
 
 
 def queued(lab: Lab, node: str) -> list[str]:

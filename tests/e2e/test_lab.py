@@ -16,6 +16,7 @@ import pytest
 LAB = os.path.join(os.path.dirname(sys.executable), "spiderpool-lab")
 ROWS = {
     "addresses",
+    "agents",
     "same-node",
     "cross-node",
     "outside",
