@@ -27,7 +27,8 @@ from plugins.ipam import metrics
 from plugins.ipam.attempt import Attempt, Pick, same_claim
 from plugins.ipam.candidates import Candidates, PoolFacts
 from plugins.ipam.catalog import Catalog
-from plugins.ipam.claims import ClaimWriter, new_claim, together
+from plugins.ipam.claims import ClaimWriter, new_claim
+from plugins.ipam.concurrency import together
 from plugins.ipam.config import Request
 from plugins.ipam.detection import Detector
 from plugins.ipam.held import NodeClaims, by_family, partial, set_key
@@ -103,7 +104,7 @@ class Allocator:
                         "the pod has another address than the one asked for",
                         f"{kept[family].spec.address} of pool {kept[family].spec.pool} instead of {address}",
                     )
-            size = len(kept) if complete else len(kept.keys() | self._wanted(attempt).keys())
+            size = len(kept) if complete else len(kept.keys() | (await self._wanted(attempt)).keys())
             try:
                 attempt.claims = {f: await self._take_over(c, attempt, size) for f, c in kept.items()}
             except (ConflictError, NotFoundError):
@@ -131,10 +132,10 @@ class Allocator:
             return self._writer.learn(claim)
         return await self._writer.update(replace(claim, spec=spec))
 
-    def _wanted(self, attempt: Attempt) -> dict[Family, Candidates]:
+    async def _wanted(self, attempt: Attempt) -> dict[Family, Candidates]:
         if not attempt.candidates:
             request = attempt.request
-            selected = self._catalog.select(request.config, request.workload.namespace)
+            selected = await self._catalog.select_surely(request.config, request.workload.namespace)
             attempt.candidates = {candidates.family: candidates for candidates in selected}
             for family, address in request.fixed.items():
                 if family not in attempt.candidates:
@@ -147,7 +148,7 @@ class Allocator:
 
     async def _complete(self, attempt: Attempt) -> None:
         """Claim an address for every wanted family that has none."""
-        wanted = self._wanted(attempt)
+        wanted = await self._wanted(attempt)
         while missing := [family for family in wanted if family not in attempt.claims]:
             picks = await self._choose(attempt, missing)
             if picks:

@@ -9,7 +9,9 @@ from api.meta import Resource
 from api.pool import Pool
 from api.ranges import Family, IPSet, parse_range
 from api.reservedip import ReservedIP
+from plugins.errors import NoPoolError
 from plugins.ipam.candidates import Candidates, PoolFacts, pool_facts, select
+from plugins.ipam.concurrency import Coalesced
 from plugins.ipam.config import IpamConfig
 from store.informer import Informer
 from store.port import Store
@@ -31,7 +33,9 @@ class Catalog:
         on_pool: Callable[[str, PoolFacts | None], None],
         on_reserved: Callable[[Family], None],
     ) -> None:
+        self._store = store
         self._node = node
+        self._refresh = Coalesced(self._read_afresh)
         self._families = families
         self._on_pool = on_pool
         self._on_reserved = on_reserved
@@ -68,6 +72,21 @@ class Catalog:
                 self._selections.clear()
             self._selections[key] = found
         return found
+
+    async def select_surely(self, config: IpamConfig, namespace: str | None) -> tuple[Candidates, ...]:
+        """As `select`, but before it refuses, the pools are read from the store: one may just have been made.
+
+        Raises StoreError too.
+        """
+        try:
+            return self.select(config, namespace)
+        except NoPoolError:
+            await self._refresh()
+            return self.select(config, namespace)
+
+    async def _read_afresh(self) -> None:
+        for pool in (await self._store.list(Pool)).items:
+            self.pools.learn(pool)
 
     def _pool_changed(self, old: Pool | None, new: Pool | None) -> None:
         name = _name(new, old)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
 
 from msgspec.structs import replace
 from prometheus_client import Counter
@@ -21,8 +19,6 @@ from store.errors import AlreadyExistsError, ConflictError, NotFoundError, Store
 from store.port import Store
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _ATTEMPTS = 8
 """How often a write is tried again after its answer was lost or somebody else wrote in between."""
@@ -171,16 +167,3 @@ class ClaimWriter:
         """Tell the caches that the claim is deleted."""
         self._held.informer.forget(claim)
         self._views.forget(claim)
-
-
-async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all, run at once; the first error cancels the others and leaves after they have ended."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    if not tasks:
-        return []
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)

@@ -46,6 +46,9 @@ class Request:
 
 def parse_request(call: Call) -> Request:
     """The request in an ADD. Raises InvalidConfigError or UnsupportedFieldError naming the member."""
+    for text in (call.netns, call.pod_namespace, call.pod_name, call.pod_uid):
+        if not text.isascii():
+            _check_text(text)
     return Request(
         pod_uid=call.pod_uid,
         container_id=call.container_id,
@@ -56,6 +59,14 @@ def parse_request(call: Call) -> Request:
         config=parse_config(call.config),
         fixed=fixed_addresses(call),
     )
+
+
+def _check_text(text: str) -> None:
+    """What a claim records must be text; a byte that is none came through the environment."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidConfigError("CNI_NETNS or CNI_ARGS is invalid", f"{text!r} is not UTF-8") from None
 
 
 def network_name(config: Mapping[str, Any]) -> str:

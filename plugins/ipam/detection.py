@@ -18,7 +18,8 @@ from plugins.errors import AddressConflictError, GatewayUnreachableError, TryAga
 from plugins.ipam import metrics
 from plugins.ipam.attempt import Attempt, same_claim
 from plugins.ipam.catalog import Catalog
-from plugins.ipam.claims import ClaimWriter, quarantined, together
+from plugins.ipam.claims import ClaimWriter, quarantined
+from plugins.ipam.concurrency import together
 from plugins.ipam.nic import leave_duplicates_to_us
 from plugins.ipam.settings import IpamSettings
 from plugins.ipam.view import Views

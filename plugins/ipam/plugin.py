@@ -31,12 +31,12 @@ from plugins.ipam.allocation import Allocator
 from plugins.ipam.answer import result_of
 from plugins.ipam.candidates import PoolFacts
 from plugins.ipam.catalog import Catalog
-from plugins.ipam.claims import ClaimWriter, together
+from plugins.ipam.claims import ClaimWriter
+from plugins.ipam.concurrency import KeyLocks, container_key, pod_key, together
 from plugins.ipam.config import network_name, parse_config, parse_request, valid_attachments
 from plugins.ipam.detection import Detector
 from plugins.ipam.endpoints import EndpointWriter
 from plugins.ipam.held import NodeClaims, belongs, partial, set_key
-from plugins.ipam.locks import KeyLocks, container_key, pod_key
 from plugins.ipam.nic import addresses_of
 from plugins.ipam.settings import IpamSettings
 from plugins.ipam.view import Views
@@ -170,7 +170,9 @@ class Ipam(Plugin):
         except StoreError as error:
             raise NotAvailableError("the store cannot be reached", str(error)) from error
         try:
-            self._catalog.select(parse_config(call.config), None)
+            await self._catalog.select_surely(parse_config(call.config), None)
+        except StoreError as error:
+            raise NotAvailableError("the store cannot be reached", str(error)) from error
         except NoPoolError as error:
             raise NotAvailableError(error.msg, error.details) from error
 

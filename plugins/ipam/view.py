@@ -17,6 +17,7 @@ from typing import Any
 from api.claim import LABEL_POOL, Claim, claim_name, label_value
 from api.ranges import FreeSet, IPSet, to_address
 from plugins.ipam.candidates import PoolFacts
+from plugins.ipam.concurrency import Coalesced
 from store.errors import NotFoundError
 from store.informer import Informer
 from store.port import Query, Store
@@ -51,8 +52,8 @@ class PoolView:
         self._claimed: set[int] = set()
         self.waiters: set[asyncio.Future[None]] = set()
         """Done when an address may have become free."""
-        self._refresh: asyncio.Task[None] | None = None
-        self._next_refresh: asyncio.Task[None] | None = None
+        self.refresh = Coalesced(self._read_afresh)
+        """Read the pool's claims afresh, so that the view is no older than the call. Raises StoreError."""
         self.rebase(facts, reserved)
 
     def rebase(self, facts: PoolFacts, reserved: IPSet) -> None:
@@ -110,20 +111,7 @@ class PoolView:
             parts.append(f"{others} held by claims of {'pool ' + ', '.join(pools) if pools else 'others'}")
         return f"{self.name}: full ({', '.join(parts)})"
 
-    async def refresh(self) -> None:
-        """Read the pool's claims afresh, so that the view is no older than this call. Raises StoreError.
-
-        However many ADDs ask at once, at most one reading runs and one more waits, which all later ones share.
-        """
-        task = self._next_refresh
-        if task is None:
-            task = self._next_refresh = asyncio.create_task(self._refresh_after(self._refresh))
-        await asyncio.shield(task)
-
-    async def _refresh_after(self, previous: asyncio.Task[None] | None) -> None:
-        if previous is not None:
-            await asyncio.wait([previous])
-        self._refresh, self._next_refresh = self._next_refresh, None
+    async def _read_afresh(self) -> None:
         listing = await self._store.list(Claim, self._query)
         present = {claim.metadata.name for claim in listing.items}
         seen = int(listing.resource_version)
