@@ -49,6 +49,8 @@ class Informer(Generic[R]):
         self._cache: dict[Key, R] = {}
         self._forgotten: dict[str, int] = {}
         """uid of what we deleted to the version we deleted, until the watch says that it is gone."""
+        self._left: dict[str, int] = {}
+        """uid of what an own write took out of the query's sight, to the version of that, until the watch is there."""
         self._position = 0
         """The version up to which everything has been seen."""
         self._synced = asyncio.Event()
@@ -122,7 +124,7 @@ class Informer(Generic[R]):
             self._remove(key)
         for item in listing.items:
             self._put(item, int(item.metadata.resource_version))
-        self._position = max(self._position, version)
+        self._advance(version)
         self._synced.set()
 
     def _apply(self, event: Event[R]) -> None:
@@ -135,16 +137,26 @@ class Informer(Generic[R]):
                 self._remove(_key(resource))
         elif resource is not None:
             self._put(resource, version)
+        self._advance(version)
+
+    def _advance(self, version: int) -> None:
         self._position = max(self._position, version)
+        while self._left:
+            uid = next(iter(self._left))
+            if self._left[uid] > self._position:
+                break
+            del self._left[uid]
 
     def _put(self, resource: R, version: int) -> None:
         key = _key(resource)
         old = self._cache.get(key)
-        if resource.metadata.uid in self._forgotten or (
-            old is not None and int(old.metadata.resource_version) >= version
-        ):
+        uid = resource.metadata.uid
+        if uid in self._forgotten or version <= self._left.get(uid, 0):
+            return
+        if old is not None and int(old.metadata.resource_version) >= version:
             return
         if not self._query.selects(resource.metadata):
+            self._left[uid] = version
             if old is not None:
                 self._remove(key)
             return

@@ -261,7 +261,7 @@ def _selection(connection: sqlite3.Connection, kind: type[Resource], query: Quer
     for index, (key, value) in enumerate(pairs):
         label = f"l{index}"
         conditions += [
-            f"{label}.kind = (SELECT id FROM kinds WHERE name = ?)",
+            f"{label}.kind = (SELECT id FROM kinds WHERE name = ?)",  # noqa: S608 values are parameters
             f"{label}.key = ?",
             f"{label}.value = ?",
             f"{label}.object = {'o.id' if index == 0 else 'l0.object'}",
