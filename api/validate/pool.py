@@ -10,6 +10,7 @@ another pool has, dropping one that is claimed), so that an operator can always 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 from ipaddress import ip_address
 
 from msgspec.structs import replace
@@ -96,6 +97,7 @@ def pool_addresses(spec: PoolSpec) -> IPSet:
     return ranges.lenient_net(spec.ips, spec.exclude_ips, spec_family(spec) or 4)
 
 
+@lru_cache(maxsize=4096)
 def _network(subnet: str) -> Network | None:
     try:
         return parse_network(subnet)
@@ -128,7 +130,8 @@ def _spec_errors(spec: PoolSpec, before: IPSet, rivals: Iterable[Pool]) -> Itera
         excluded = ranges.parse_list(spec.exclude_ips, family, "spec.excludeIPs")
         yield from _range_errors(ips, spec.ips, network, "spec.ips")
         yield from _range_errors(excluded, spec.exclude_ips, network, "spec.excludeIPs")
-        yield from _overlap_errors(ranges.net(ips, excluded, family) - before, rivals)
+        near = [rival for rival in rivals if _is_near(rival, network)]
+        yield from _overlap_errors(ranges.net(ips, excluded, family) - before, near)
         yield from _gateway_errors(spec, network, ips, excluded)
         yield from _route_errors(spec.routes or (), network)
     affinity = spec.pod_affinity
@@ -146,10 +149,15 @@ def _range_errors(parsed: ranges.Parsed, texts: list[str] | None, network: Netwo
             yield invalid(f"{path}[{i}]", (texts or ())[i], f"does not match base subnet: {network}")
 
 
+def _is_near(rival: Pool, network: Network) -> bool:
+    """Whether the two can have an address in common at all: cheap, for there may be thousands of pools."""
+    theirs = _network(rival.spec.subnet)
+    return theirs is not None and theirs.overlaps(network)
+
+
 def _overlap_errors(added: IPSet, rivals: Iterable[Pool]) -> Iterator[FieldError]:
     for rival in rivals:
-        shared = added & pool_addresses(rival.spec) if spec_family(rival.spec) == added.family else IPSet(added.family)
-        if shared:
+        if shared := added & pool_addresses(rival.spec):
             theirs = ranges.parse_list(rival.spec.ips, added.family, "").intervals
             touched = [range_text(added.family, part) for _, part in theirs if shared & IPSet(added.family, [part])]
             yield forbidden(
