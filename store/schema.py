@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 APPLICATION_ID = 0x53706472
 """`Spdr`: tells our files from other SQLite files."""
 
-WAL_PAGES = 16384
+WAL_PAGES = 8192
 """Write-ahead log length, in pages of 4 KiB, above which checkpoints wait for readers instead of yielding to them."""
 
 _TABLES = (
