@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from lab import checks_faults, checks_traffic, nodes
-from lab.layout import NODES, Lab, LabError
+from lab import checks_faults, checks_traffic, lifecycle, nodes, pods
+from lab.layout import NODES, STANDING, Lab, LabError
+from lab.process import last_lines
 from lab.state import State, locked
 from lab.table import Row
 
@@ -77,7 +78,10 @@ def run(lab: Lab) -> Iterator[Row]:
     with locked(lab):
         for node in NODES:
             if not nodes.agent_runs(state, node.name):
-                raise LabError(f"the agent of {node.name} does not run; its log is {lab.log(nodes.agent(node.name))}")
+                log = lab.log(nodes.agent(node.name))
+                raise LabError(f"the agent of {node.name} does not run; the end of {log}:\n{last_lines(log)}")
+        passing = state.attachments.keys() - {pod.name for pod in STANDING}
+        lifecycle.parallel(partial(pods.destroy, state, pod) for pod in passing)  # a check that was killed left them
         checks_faults.remember(state)
         with ThreadPoolExecutor(max_workers=len(QUIET)) as pool:
             for phase in PHASES:

@@ -172,7 +172,7 @@ def on_the_wire(packets: list[Packet], reply: Any, vip: str, source: str, target
     require({packet.target for packet in asked} <= targets, f"{asked[0]} went to none of the backends {targets}")
     stray = [packet for packet in packets if vip in (packet.source, packet.target)]
     require(not stray, f"the service's address was on the wire: {stray[:1]}")
-    return f"{asked[0]}; {vip} in none of {len(packets)} packets"
+    return f"{asked[0]}; the VIP in 0 of {len(packets)} packets"
 
 
 def through_service(state: State, caller: str, sources: list[str], op: str, port: int) -> list[str]:
