@@ -61,23 +61,28 @@ _Static_assert(sizeof(struct member) == 24, "agent/dataplane/pack.py: MEMBER");
 _Static_assert(sizeof(struct flow) == 32, "agent/dataplane/pack.py: FLOW");
 _Static_assert(sizeof(struct peer) == 44, "agent/dataplane/pack.py: PEER");
 
+/* BCC takes a pinned map's path as part of its type. Without PINS (lint) nothing is pinned. */
+#ifdef PINS
+#define MAP(type, name) type ":" PINS "/" name
+#else
+#define MAP(type, name) type
+#endif
+
 /* Written by the agent; entries take memory when they exist (BPF_F_NO_PREALLOC). */
-BPF_TABLE_PINNED("hash", struct address, struct service, services, MAX_SERVICES, PINS "/services",
-		 BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("hash", struct slot, struct address, slots, MAX_BACKENDS, PINS "/slots",
-		 BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("hash", struct member, __u8, members, MAX_BACKENDS, PINS "/members",
-		 BPF_F_NO_PREALLOC);
+BPF_F_TABLE(MAP("hash", "services"), struct address, struct service, services, MAX_SERVICES,
+	    BPF_F_NO_PREALLOC);
+BPF_F_TABLE(MAP("hash", "slots"), struct slot, struct address, slots, MAX_BACKENDS,
+	    BPF_F_NO_PREALLOC);
+BPF_F_TABLE(MAP("hash", "members"), struct member, __u8, members, MAX_BACKENDS, BPF_F_NO_PREALLOC);
 
 /* Written by the programs. `peers` dies with the socket; `flows` cannot: a socket has as many as it
  * has peers. */
-BPF_TABLE_PINNED("lru_hash", struct flow, struct address, flows, MAX_FLOWS, PINS "/flows");
-BPF_TABLE_PINNED("sk_storage", int, struct peer, peers, 0, PINS "/peers", BPF_F_NO_PREALLOC);
+BPF_F_TABLE(MAP("lru_hash", "flows"), struct flow, struct address, flows, MAX_FLOWS, 0);
+BPF_F_TABLE(MAP("sk_storage", "peers"), int, struct peer, peers, 0, BPF_F_NO_PREALLOC);
 
 /* Counters, one per CPU: how often a service's backend was chosen (key: struct service.id), and
  * what went wrong. */
-BPF_TABLE_PINNED("percpu_hash", __u32, __u64, chosen, MAX_SERVICES, PINS "/chosen",
-		 BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("percpu_array", int, __u64, errors, ERRORS, PINS "/errors");
+BPF_F_TABLE(MAP("percpu_hash", "chosen"), __u32, __u64, chosen, MAX_SERVICES, BPF_F_NO_PREALLOC);
+BPF_F_TABLE(MAP("percpu_array", "errors"), int, __u64, errors, ERRORS, 0);
 
 #endif

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +66,6 @@ class Loader:
         """Pin maps and programs. The caller holds the lock. Raises DataplaneError, OSError."""
         maps = self._settle_maps()
         flags = [
-            "-Wall",
-            "-Werror",
             f'-DPINS="{self.pins.maps}"',
             f"-DMAX_SERVICES={self.settings.max_services}",
             f"-DMAX_BACKENDS={self.settings.max_backends}",
@@ -133,31 +132,41 @@ class Loader:
         return all(os.path.exists(path) for path in paths)
 
     def _compile(self, text: str, flags: list[str]) -> None:
-        os.environ["BCC_KERNEL_SOURCE"] = headers.build(self.settings.headers_cache)
-        os.environ.pop("ARCH", None)  # BCC would compile for it
-        try:
-            from bcc import BPF  # noqa: PLC0415 (brings LLVM into memory: only when there is something to compile)
-        except ImportError as error:
-            raise LoadError(f"BCC is not installed ({error}): install python3-bpfcc") from None
-        try:
-            module = BPF(text=text, cflags=flags)
-            for hook in HOOKS:
+        module = compile_source(text, flags, self.settings.headers_cache)
+        for hook in HOOKS:
+            try:
                 function = module.load_func(hook.program, _CGROUP_SOCK_ADDR, None, hook.attach_type)
-                draft = f"{self.pins.programs}/new"
-                with suppress(FileNotFoundError):  # left by a run that was killed
-                    os.unlink(draft)
-                bpf.pin(function.fd, draft)
-                os.rename(draft, f"{self.pins.programs}/{hook.program}")
-        except bpf.BpfError:
-            raise
-        except Exception as error:  # BCC raises nothing more specific
-            raise LoadError(f"compiling or loading the programs failed: {error}") from error
+            except Exception as error:  # BCC raises nothing more specific
+                raise LoadError(f"the kernel refused {hook.program}: {error}") from error
+            draft = f"{self.pins.programs}/new"
+            with suppress(FileNotFoundError):  # left by a run that was killed
+                os.unlink(draft)
+            bpf.pin(function.fd, draft)
+            os.rename(draft, f"{self.pins.programs}/{hook.program}")
         if not self._maps_fit():
             raise LoadError("the maps that were compiled are not those of agent/dataplane/pack.py")
 
 
+def compile_source(text: str, flags: list[str], headers_cache: str) -> Any:
+    """The compiled BCC module; its maps exist. Warnings are errors. Raises LoadError, HeadersMissingError."""
+    os.environ["BCC_KERNEL_SOURCE"] = headers.build(headers_cache)
+    os.environ.pop("ARCH", None)  # BCC would compile for it
+    try:
+        from bcc import BPF  # noqa: PLC0415 (brings LLVM into memory: only when there is something to compile)
+    except ImportError as error:
+        raise LoadError(f"BCC is not installed ({error}): install python3-bpfcc") from None
+    try:
+        return BPF(text=text, cflags=["-Wall", "-Werror", *flags])
+    except Exception as error:  # BCC raises nothing more specific
+        raise LoadError(f"compiling the programs failed: {error}") from error
+
+
 def run(action: str, cgroup: str, pins: Pins, settings: DataplaneSettings, *, defer: bool = False) -> dict[str, Any]:
     """Do what the command line asks for. Raises DataplaneError, OSError."""
+    if action == "compile":
+        with tempfile.TemporaryDirectory(prefix="spiderpool-headers-") as cache:
+            compile_source(read_source("service.bpf.c"), [], cache)
+        return {"compiled": True}
     if action == "unload":
         return {"removed": len(hooks.unload(pins))}
     path = hooks.find_cgroup(cgroup)
@@ -183,7 +192,9 @@ def main() -> int:
     parser.add_argument("--max-backends", type=int, default=defaults.max_backends, help="(%(default)s)")
     parser.add_argument("--max-udp-flows", type=int, default=defaults.max_udp_flows, help="(%(default)s)")
     parser.add_argument("--defer-attach", action="store_true", help="leave the hooks as they are")
+    parser.add_argument("--compile-only", action="store_true", help="compile, pin and attach nothing")
     arguments = parser.parse_args()
+    action = "compile" if arguments.compile_only else arguments.action
     settings = DataplaneSettings(
         headers_cache=arguments.headers_cache,
         max_services=arguments.max_services,
@@ -194,7 +205,7 @@ def main() -> int:
         if not re.fullmatch(r"/[\w./-]+", arguments.pins):
             raise LoadError(f"--pins {arguments.pins!r} must be an absolute path of letters, digits, '.', '_', '-'")
         pins = Pins(os.path.normpath(arguments.pins))
-        result = {"ok": True, **run(arguments.action, arguments.cgroup, pins, settings, defer=arguments.defer_attach)}
+        result = {"ok": True, **run(action, arguments.cgroup, pins, settings, defer=arguments.defer_attach)}
     except (DataplaneError, OSError) as error:
         result = {"ok": False, "error": str(error), "reason": type(error).__name__}
     print(json.dumps(result))  # noqa: T201 (the result is this program's output)

@@ -100,10 +100,14 @@ def _gone(have: Mapping[bytes, bytes], want: Mapping[bytes, bytes]) -> list[byte
 
 
 def read_services(have: Contents) -> dict[Frontend, tuple[int, list[Backend | None]]]:
-    """The services in the maps, with a None for each slot that is missing.
+    """The services in the maps, with a None for each slot that is missing below the last.
 
     Of two with the same id (which we never write) one is left out, so that it gets a new id.
     """
+    slots_of: dict[int, dict[int, bytes]] = {}
+    for key, packed in have.slots.items():
+        number, index = SLOT.unpack(key)
+        slots_of.setdefault(number, {})[index] = packed
     result: dict[Frontend, tuple[int, list[Backend | None]]] = {}
     seen: set[int] = set()
     for key, value in have.services.items():
@@ -111,11 +115,9 @@ def read_services(have: Contents) -> dict[Frontend, tuple[int, list[Backend | No
         if number in seen:
             continue
         seen.add(number)
-        slots: list[Backend | None] = []
-        for index in range(min(count, len(have.slots))):
-            packed = have.slots.get(SLOT.pack(number, index))
-            slots.append(unpack_backend(packed) if packed is not None else None)
-        result[unpack_frontend(key)] = (number, slots)
+        found = {index: packed for index, packed in slots_of.get(number, {}).items() if index < count}
+        slots = [found.get(index) for index in range(max(found, default=-1) + 1)]
+        result[unpack_frontend(key)] = (number, [unpack_backend(slot) if slot is not None else None for slot in slots])
     return result
 
 
