@@ -11,7 +11,7 @@ from agent import daemon
 from agent.logs import configure
 from agent.rooms import furnish
 from agent.server import AddressInUseError
-from agent.settings import SettingsError, load, to_yaml
+from agent.sources import SettingsError, load, to_yaml
 
 _log = logging.getLogger(__name__)
 

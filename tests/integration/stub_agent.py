@@ -16,7 +16,8 @@ from typing import Any
 from agent import daemon
 from agent.logs import configure
 from agent.server import AddressInUseError
-from agent.settings import Settings, load
+from agent.settings import Settings
+from agent.sources import load
 from plugins.cni import Call
 from plugins.errors import CniError, InvalidConfigError, IOFailureError, TryAgainLaterError
 

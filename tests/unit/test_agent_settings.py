@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import settings as module
-from agent.settings import Settings, SettingsError, keys, load, main, markdown, to_yaml
+from agent.settings import ServerSettings, Settings
+from agent.sources import SettingsError, docstrings, keys, load, main, markdown, to_yaml
 
 
 def loaded(*argv: str, **environ: str) -> Settings:
@@ -126,4 +126,4 @@ def test_help_tells_what_the_docstrings_tell() -> None:
         loaded("--help")
     assert caught.value.code == 0
     assert "how many calls execute at the same time" in " ".join(stdout.getvalue().lower().split())
-    assert module.docstrings(module.ServerSettings)["waiting"].startswith("How many calls may wait")
+    assert docstrings(ServerSettings)["waiting"].startswith("How many calls may wait")
