@@ -16,7 +16,7 @@ def times(frames: int, wait: float, delays: list[float]) -> list[float]:
 
     async def steps() -> list[float]:
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        question = Question(IPv4Address("192.0.2.7"), b"", frames, wait, 10.0, True, answer)
+        question = Question(IPv4Address("192.0.2.7"), frames, wait, 10.0, True, answer)
         now = 10.0
         result = []
         for delay in [*delays, *[0.0] * (frames + 1 - len(delays))]:

@@ -59,6 +59,8 @@ ND_TARGET = 62
 ND_SOLICITATION = 135 << 8
 ND_ADVERTISEMENT = 136 << 8
 
+INSTRUCTION = struct.Struct("=HBBI")
+"""struct sock_filter."""
 Instruction = tuple[int, int, int, int]
 """Opcode, instructions to skip if true, if false, operand."""
 Program = list[Instruction]
@@ -88,7 +90,7 @@ def build_filter(own: bytes, users: Iterable[Address], takers: Iterable[Address]
 
 def attach_filter(receiver: socket.socket, program: Program) -> None:
     """Make `program` the filter of `receiver`, at once for every frame from now on. Raises OSError."""
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in program))
+    code = ctypes.create_string_buffer(b"".join(INSTRUCTION.pack(*instruction) for instruction in program))
     receiver.setsockopt(
         socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
     )

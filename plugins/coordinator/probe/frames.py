@@ -25,9 +25,9 @@ from scapy.layers.inet6 import (  # noqa: E402 - only after its configuration
     ICMPv6NDOptDstLLAddr,
     ICMPv6NDOptSrcLLAddr,
     IPv6,
-    in6_chksum,
 )
 from scapy.layers.l2 import ARP, Ether  # noqa: E402
+from scapy.utils import checksum  # noqa: E402
 
 from api.ranges import Address  # noqa: E402
 
@@ -49,6 +49,8 @@ HOP_LIMIT = 255
 """Neighbour discovery's proof that a packet crossed no router (RFC 4861 section 7.1)."""
 ETHERNET_HEADER = 14
 IPV6_HEADER = 40
+ND_CHECKSUM = 56
+"""Offset in the Ethernet frame."""
 ND_HEADER = 24
 """Bytes of a solicitation or advertisement before its options."""
 
@@ -102,12 +104,8 @@ def announcement(mac: str, address: Address) -> bytes:
     """
     if isinstance(address, IPv4Address):
         return _arp(mac, address, address)
-    return _wire(
-        Ether(src=mac, dst=group_mac(ALL_NODES), type=ETH_P_IPV6),
-        IPv6(src=str(address), dst=str(ALL_NODES), nh=ICMPV6, hlim=HOP_LIMIT),
-        ICMPv6ND_NA(tgt=str(address), R=0, S=0, O=1),
-        ICMPv6NDOptDstLLAddr(lladdr=mac),
-    )
+    message = ICMPv6ND_NA(tgt=str(address), R=0, S=0, O=1, cksum=0)
+    return _discovery(mac, address, ALL_NODES, message, ICMPv6NDOptDstLLAddr(lladdr=mac))
 
 
 def _arp(mac: str, sender: IPv4Address, target: IPv4Address) -> bytes:
@@ -128,15 +126,25 @@ def _arp(mac: str, sender: IPv4Address, target: IPv4Address) -> bytes:
 
 
 def _solicitation(mac: str, source: IPv6Address, target: IPv6Address) -> bytes:
-    group = solicited_node(target)
-    layers = [
+    message = ICMPv6ND_NS(tgt=str(target), cksum=0)
+    options = [] if source == UNSPECIFIED else [ICMPv6NDOptSrcLLAddr(lladdr=mac)]
+    return _discovery(mac, source, solicited_node(target), message, *options)
+
+
+def _discovery(mac: str, source: IPv6Address, group: IPv6Address, *message: ICMPv6ND_NS | ICMPv6ND_NA) -> bytes:
+    """A neighbour discovery message to `group`. Its checksum is put in last: scapy would build layers to take it."""
+    frame = _wire(
         Ether(src=mac, dst=group_mac(group), type=ETH_P_IPV6),
         IPv6(src=str(source), dst=str(group), nh=ICMPV6, hlim=HOP_LIMIT),
-        ICMPv6ND_NS(tgt=str(target)),
-    ]
-    if source != UNSPECIFIED:
-        layers.append(ICMPv6NDOptSrcLLAddr(lladdr=mac))
-    return _wire(*layers)
+        *message,
+    )
+    return frame[:ND_CHECKSUM] + _icmpv6_checksum(frame).to_bytes(2, "big") + frame[ND_CHECKSUM + 2 :]
+
+
+def _icmpv6_checksum(frame: bytes) -> int:
+    """Over the message and its pseudo header (RFC 8200 section 8.1); 0 if the frame holds the right one already."""
+    addresses, message = frame[22 : ND_CHECKSUM - 2], frame[ND_CHECKSUM - 2 :]
+    return int(checksum(addresses + len(message).to_bytes(4, "big") + ICMPV6.to_bytes(4, "big") + message))
 
 
 def _wire(*layers: Ether | ARP | IPv6 | ICMPv6ND_NS | ICMPv6ND_NA) -> bytes:
@@ -211,8 +219,8 @@ def _discovery_sighting(packet: Ether) -> Sighting | None:
     """The validity checks that both messages share (RFC 4861 sections 7.1.1 and 7.1.2), then those of each."""
     ip = packet.payload
     message = ip.payload
-    checksum = in6_chksum(ICMPV6, ip, ip.original[IPV6_HEADER : IPV6_HEADER + ip.plen])
-    if ip.hlim != HOP_LIMIT or checksum or not isinstance(message, ICMPv6ND_NA | ICMPv6ND_NS) or message.code:
+    wrong = _icmpv6_checksum(packet.original[: ETHERNET_HEADER + IPV6_HEADER + ip.plen])
+    if ip.hlim != HOP_LIMIT or wrong or not isinstance(message, ICMPv6ND_NA | ICMPv6ND_NS) or message.code:
         return None
     target, destination = IPv6Address(message.tgt), IPv6Address(ip.dst)
     if target.is_multicast:

@@ -13,7 +13,8 @@ import ctypes
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from types import TracebackType
@@ -88,6 +89,7 @@ def open_sockets(ifname: str) -> Sockets:
             attach_filter(packets, REJECT)
             packets.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             packets.bind((ifname, ETH_P_ALL))
+            join_group(packets.fileno(), link.index, ALL_NODES)
         except BaseException:
             packets.close()
             raise
@@ -98,22 +100,18 @@ def open_sockets(ifname: str) -> Sockets:
     return Sockets(link, packets)
 
 
-def join_groups(fd: int, index: int, groups: set[IPv6Address]) -> None:
-    """Have the NIC receive the Ethernet groups of `groups` for as long as the socket lives, and close `fd`.
+def join_group(fd: int, index: int, group: IPv6Address) -> None:
+    """Have the NIC receive the Ethernet group of `group` for as long as the packet socket `fd` lives.
 
     This is independent of the namespace's own IPv6, which may be switched off or still checking its link-local address.
     By libc, since Python's setsockopt keeps the interpreter's lock while the kernel waits for its routing lock. Raises
     OSError.
     """
-    try:
-        for group in groups:
-            mac = parse_mac(group_mac(group))
-            request = MEMBERSHIP.pack(index, PACKET_MR_MULTICAST, len(mac), mac)
-            if _libc.setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, request, len(request)):
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code))
-    finally:
-        os.close(fd)
+    mac = parse_mac(group_mac(group))
+    request = MEMBERSHIP.pack(index, PACKET_MR_MULTICAST, len(mac), mac)
+    if _libc.setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, request, len(request)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 @dataclass(eq=False, slots=True)
@@ -126,15 +124,15 @@ class Question:
     """
 
     address: Address
-    frame: bytes
     frames: int
     wait: float
     begun: float
     counts_askers: bool
     """Whether somebody else who asks for the address is an answer, too."""
     answer: asyncio.Future[str | None]
+    frame: bytes = b""
     sent: int = 0
-    timer: asyncio.TimerHandle | None = None
+    timer: asyncio.Handle | None = None
 
     def next_step(self, now: float) -> float:
         """When the next frame is due, or the end, if one was sent `now`."""
@@ -170,6 +168,7 @@ class NicProbe:
         self._retire = retire
         self._loop = asyncio.get_running_loop()
         self._questions: set[Question] = set()
+        self._heard: tuple[set[Address], set[Address]] = (set(), set())
         self._joined: set[IPv6Address] = set()
         self._fault = ""
         self._closed = False
@@ -204,12 +203,12 @@ class NicProbe:
 
         Changes nobody's cache (RFC 5227 section 2.1.1, RFC 4862 section 5.4). Raises ProbeUnknownError.
         """
-        begun = self._loop.time()
-        if isinstance(address, IPv6Address):
-            # To hear the answer, which goes to all nodes, and others that check the same address.
-            await self._join({ALL_NODES, solicited_node(address)})
-        frame = conflict_probe(self.mac, address)
-        return await self._ask(frame, address, self._settings.frames, self._settings.wait, begun, counts_askers=True)
+        with self._question(address, self._settings.frames, self._settings.wait, counts_askers=True) as question:
+            await asyncio.sleep(0)
+            if isinstance(address, IPv6Address):
+                # The owner's answer goes to all nodes; others that check the same address ask in its own group.
+                await self._join(solicited_node(address))
+            return await self._ask(question, conflict_probe(self.mac, address))
 
     async def gateway(self, gateway: Address, source: Address) -> str | None:
         """The MAC of `gateway`, or None if it is silent throughout its wait.
@@ -217,10 +216,10 @@ class NicProbe:
         Asks in the name of `source`, so `source` must have been found free: neighbours note it with this NIC's MAC.
         Raises ProbeUnknownError; ValueError if the addresses are of different families.
         """
-        begun = self._loop.time()
-        frame = gateway_request(self.mac, source, gateway)
         count, wait = self._settings.gateway_frames, self._settings.gateway_wait
-        return await self._ask(frame, gateway, count, wait, begun, counts_askers=False)
+        with self._question(gateway, count, wait, counts_askers=False) as question:
+            await asyncio.sleep(0)
+            return await self._ask(question, gateway_request(self.mac, source, gateway))
 
     async def announce(self, address: Address) -> None:
         """Tell the segment once that `address` is at this NIC, where another MAC may be remembered from before.
@@ -231,37 +230,58 @@ class NicProbe:
         self._guard(self._sockets.packets.send, announcement(self.mac, address))
         self._check()
 
-    async def _ask(
-        self, frame: bytes, address: Address, frames: int, wait: float, begun: float, *, counts_askers: bool
-    ) -> str | None:
+    @contextmanager
+    def _question(self, address: Address, frames: int, wait: float, *, counts_askers: bool) -> Iterator[Question]:
+        """A question whose time runs from now on.
+
+        Its asker then yields once to the event loop: the clocks of all that begin together are started before the
+        first of them does the costly part, and so are the questions of one NIC, which share one filter.
+        """
         self._check()
-        question = Question(address, frame, frames, wait, begun, counts_askers, self._loop.create_future())
+        answer: asyncio.Future[str | None] = self._loop.create_future()
+        question = Question(address, frames, wait, self._loop.time(), counts_askers, answer)
         self._questions.add(question)
         try:
-            self._guard(self._listen)
-            # Who begins in the same turn of the loop listens before anybody asks: two that want one address both hear.
-            question.timer = self._loop.call_later(0, self._guard, self._step, question)
-            return await question.answer
+            yield question
         finally:
             self._questions.discard(question)
             if question.timer:
                 question.timer.cancel()
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # seen, also if another failure came first
 
-    async def _join(self, groups: set[IPv6Address]) -> None:
-        self._check()
-        if missing := groups - self._joined:
-            fd, index = os.dup(self._sockets.packets.fileno()), self._sockets.link.index
+    async def _ask(self, question: Question, frame: bytes) -> str | None:
+        question.frame = frame
+        self._guard(self._listen)
+        # Not at once: who begins in the same turn of the loop listens before anybody asks, so that two hear each other.
+        question.timer = self._loop.call_soon(self._guard, self._step, question)
+        return await question.answer
+
+    async def _join(self, group: IPv6Address) -> None:
+        if group in self._joined:
+            return
+        # A copy of the descriptor, which stays valid if the NIC is closed while a thread is at it.
+        fd, index = os.dup(self._sockets.packets.fileno()), self._sockets.link.index
+
+        def join() -> None:
             try:
-                await self._aside(lambda: join_groups(fd, index, missing))
-            except OSError as error:
-                raise ProbeUnknownError(f"{self._ifname}: {error.strerror or error}") from error
-            self._joined |= missing
+                join_group(fd, index, group)
+            finally:
+                os.close(fd)
+
+        try:
+            await self._aside(join)
+        except OSError as error:
+            raise ProbeUnknownError(f"{self._ifname}: {error.strerror or error}") from error
+        self._joined.add(group)
 
     def _listen(self) -> None:
-        """Let pass what can answer an open question."""
+        """Let pass what can answer an open question; what can answer one that has ended may pass as well."""
         users = {question.address for question in self._questions}
         takers = {question.address for question in self._questions if question.counts_askers}
-        attach_filter(self._sockets.packets, build_filter(self._sockets.link.mac, users, takers))
+        if not (users <= self._heard[0] and takers <= self._heard[1]):
+            attach_filter(self._sockets.packets, build_filter(self._sockets.link.mac, users, takers))
+            self._heard = users, takers
 
     def _step(self, question: Question) -> None:
         """Send the next frame of `question`, or end it."""
