@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
+from agent.collector import Collector
 from agent.daemon import Rooms
 from agent.dataplane import Dataplane
 from agent.settings import Settings
@@ -21,9 +22,12 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     stack.push_async_callback(store.close)
     prober = Prober(settings.probe)
     stack.push_async_callback(prober.close)
-    ipam = Ipam(store, settings.node.resolve(), settings.ipam, prober)
+    node = settings.node.resolve()
+    ipam = Ipam(store, node, settings.ipam, prober)
     plugins: dict[str, Plugin] = {"spiderpool": ipam}
     background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"ipam": ipam.run}
+    if settings.collector.enabled:
+        background["collector"] = Collector(store, node, settings.collector).run
     if settings.dataplane.enabled:
         background["dataplane"] = Dataplane(store, settings.dataplane).run
     return Rooms(plugins=plugins, background=background, ready=ipam.ready)

@@ -13,6 +13,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 
+from agent.collector import CollectorSettings
 from agent.dataplane.settings import DataplaneSettings
 from plugins.coordinator.probe.settings import ProbeSettings
 from plugins.ipam.settings import IpamSettings
@@ -141,6 +142,7 @@ class Settings:
     health: HealthSettings = field(default_factory=HealthSettings)
     ipam: IpamSettings = field(default_factory=IpamSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
+    collector: CollectorSettings = field(default_factory=CollectorSettings)
     dataplane: DataplaneSettings = field(default_factory=DataplaneSettings)
 
 
