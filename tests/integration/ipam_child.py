@@ -17,7 +17,7 @@ from typing import Any
 from plugins.errors import CniError
 from tests.integration.ipam_rig import addresses, call, opened, running
 
-DUAL = {"v4": ("v4",), "v6": ("v6",)}
+DUAL: Any = {"v4": ("v4",), "v6": ("v6",)}
 
 
 def say(**what: object) -> None:
