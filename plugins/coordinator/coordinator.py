@@ -1,0 +1,283 @@
+"""The plugin: what the agent calls, and the bounds within which the kernel is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from ipaddress import ip_interface
+from typing import Any, NoReturn, TypeVar
+
+from plugins.cni import Call, Plugin, Result, decode_prev_result
+from plugins.coordinator.add import Attached, Task, attach
+from plugins.coordinator.check import differences
+from plugins.coordinator.config import (
+    CoordinatorConfig,
+    parse_config,
+    parse_default_nic,
+    parse_host_table,
+    parse_mode,
+)
+from plugins.coordinator.delete import collect, detach
+from plugins.coordinator.host import Host, find_link
+from plugins.coordinator.plan import Attachment, resolve_mode
+from plugins.coordinator.probe import Prober, ProbeUnknownError
+from plugins.coordinator.settings import CoordinatorSettings
+from plugins.errors import (
+    CheckFailedError,
+    CniError,
+    InvalidConfigError,
+    IOFailureError,
+    NotAvailableError,
+    TryAgainLaterError,
+    WiringError,
+)
+from plugins.net import nft
+from plugins.net.netlink import NETLINK_NETFILTER, BatchError, Netlink, NetlinkTimeoutError
+from plugins.net.netns import in_netns, run_in_thread
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Coordinator(Plugin):
+    """The `coordinator` CNI plugin of the node in whose network namespace the calling thread makes it and uses it."""
+
+    def __init__(self, settings: CoordinatorSettings, prober: Prober | None = None) -> None:
+        """With a `prober`, a pod's NIC that gets a new MAC address tells its neighbours. Raises OSError."""
+        self._settings = settings
+        self._prober = prober
+        self._host = Host(settings.kernel_timeout)
+        self._places = asyncio.Semaphore(settings.workers)
+        self._removals = ThreadPoolExecutor(settings.workers, "coordinator-delete")
+        self._busy: Counter[str] = Counter()
+        self._collections: list[set[str]] = []
+
+    async def close(self) -> None:
+        """Wait for what is under way (bounded by the kernel's time limit) and close the sockets."""
+        await asyncio.to_thread(self._removals.shutdown)
+        self._host.close()
+
+    async def add(self, call: Call) -> Mapping[str, Any]:
+        """Wire the pod's NIC; returns prevResult."""
+        config = parse_config(call.config, self._settings)
+        _require_previous(call)
+        if config.mode != "disable":
+            attachment = _attachment(call)
+            async with self._places, self._in_progress(attachment.host_link):
+                await self._attach(call, config, attachment)
+        return pass_on(call.config["prevResult"], call.cni_version)
+
+    async def delete(self, call: Call) -> None:
+        """Unwire; only the members of the configuration that it needs are looked at."""
+        if parse_mode(call.config, self._settings) == "disable":
+            return
+        first = call.ifname == parse_default_nic(call.config, self._settings)
+        table = parse_host_table(call.config, self._settings)
+        fd = call.netns_fd if first else None
+        timeout = self._settings.kernel_timeout
+        await self._remove(lambda: detach(self._host, _attachment(call), table, fd, timeout))
+
+    async def check(self, call: Call) -> None:
+        """Compare the pod and the node with what ADD makes."""
+        config = parse_config(call.config, self._settings)
+        previous = _require_previous(call)
+        if config.mode == "disable":
+            return
+        resolve_mode(config, call.ifname, has_veth=True)
+        task = Task(_attachment(call), config, _require_fd(call), self._settings.kernel_timeout)
+        async with self._places:
+            found = await _settled(run_in_thread(lambda: differences(self._host, task, previous)))
+        if found:
+            raise CheckFailedError("the attachment is not as ADD left it", "; ".join(found))
+
+    async def status(self, call: Call) -> None:
+        """Whether the configuration is sound and the kernel has what an ADD needs."""
+        config = parse_config(call.config, self._settings)
+        if config.mode == "disable":
+            return
+        try:
+            resolve_mode(config, config.pod_default_cni_nic, has_veth=False)
+        except CniError as error:
+            raise NotAvailableError("no pod can be attached", str(error)) from None
+        await self._remove(self._ready)
+
+    async def gc(self, call: Call) -> None:
+        """Remove the pairs of this network whose attachment is not listed."""
+        valid = _valid_attachments(call.config)
+        table = parse_host_table(call.config, self._settings)
+        network = str(call.config.get("name", ""))
+        protected = set(self._busy)
+        self._collections.append(protected)
+        try:
+            removed = await self._remove(
+                lambda: collect(self._host, network, valid, lambda: frozenset(protected), table)
+            )
+        finally:
+            self._collections.remove(protected)
+        if removed:
+            log.info("removed links of attachments that are no longer valid", extra={"links": removed})
+
+    async def _attach(self, call: Call, config: CoordinatorConfig, attachment: Attachment) -> None:
+        task = Task(attachment, config, _require_fd(call), self._settings.kernel_timeout)
+        given_up = False
+        work = asyncio.ensure_future(run_in_thread(lambda: attach(self._host, task, lambda: given_up)))
+        try:
+            attached = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            given_up = True
+            await _wait_for(work)
+            if not work.cancelled() and work.exception() is None:
+                await _finish(run_in_thread(work.result().undo.run))
+            raise
+        except (OSError, BatchError) as error:
+            _raise_mapped(error)
+        try:
+            await self._announce(call, attached)
+        except asyncio.CancelledError:
+            await _finish(run_in_thread(attached.undo.run))
+            raise
+
+    async def _announce(self, call: Call, attached: Attached) -> None:
+        """Tell the network the new MAC. A failure costs the neighbours a moment, and the pod nothing."""
+        if self._prober is None or attached.plan.pod_mac is None:
+            return
+        try:
+            probe = await self._prober.open(_require_fd(call), call.ifname)
+            async with probe:
+                for address in attached.pod.nic.addresses:
+                    await probe.announce(address)
+        except (ProbeUnknownError, OSError) as error:
+            log.warning("cannot announce the pod's new MAC address: %s", error)
+
+    async def _remove(self, work: Callable[[], T]) -> T:
+        """Run `work` where it holds up no ADD; errors of the kernel as CniError."""
+        loop = asyncio.get_running_loop()
+        return await _settled(loop.run_in_executor(self._removals, work))
+
+    def _ready(self) -> None:
+        with self._host.socket() as node:
+            find_link(node, "lo")
+
+        def has_nftables() -> bool:
+            with Netlink(NETLINK_NETFILTER, self._settings.kernel_timeout) as filters:
+                return nft.available(filters)
+
+        if not in_netns(self._host.netns_fd, has_nftables):
+            raise NotAvailableError("no pod can be attached", "the kernel has no nf_tables (CONFIG_NF_TABLES, NFT_CT)")
+
+    @asynccontextmanager
+    async def _in_progress(self, name: str) -> AsyncIterator[None]:
+        self._busy[name] += 1
+        for protected in self._collections:
+            protected.add(name)
+        try:
+            yield
+        finally:
+            self._busy[name] -= 1
+            if not self._busy[name]:
+                del self._busy[name]
+
+
+def pass_on(previous: Mapping[str, Any], version: str) -> dict[str, Any]:
+    """prevResult as the result in `version`: as it came, also what this program does not know of.
+
+    libcni converts prevResult to the configuration's version; one that did not gets its addresses' `version` member,
+    which ends with 1.0.0, put in or taken out.
+    """
+    result = {**previous, "cniVersion": version}
+    had, has = (str(v) < "1.0.0" for v in (previous.get("cniVersion", version), version))
+    if had and not has:
+        result["ips"] = [{k: v for k, v in ip.items() if k != "version"} for ip in previous.get("ips") or ()]
+    elif has and not had:
+        result["ips"] = [{"version": "6" if ":" in ip["address"] else "4", **ip} for ip in previous.get("ips") or ()]
+    return result
+
+
+def _attachment(call: Call) -> Attachment:
+    return Attachment(call.container_id, call.ifname, str(call.config.get("name", "")))
+
+
+def _require_previous(call: Call) -> Result:
+    previous = decode_prev_result(call.config)
+    if previous is None:
+        raise InvalidConfigError(
+            "prevResult is missing",
+            "prevResult: coordinator is a chained plugin, it follows the one that makes the NIC",
+        )
+    for index, ip in enumerate(previous.ips):
+        try:
+            ip_interface(ip.address)
+        except ValueError:
+            raise InvalidConfigError(
+                "prevResult is malformed",
+                f"prevResult.ips[{index}].address: {ip.address[:80]!r}, allowed: ADDRESS/LENGTH",
+            ) from None
+    return previous
+
+
+def _require_fd(call: Call) -> int:
+    if call.netns_fd is None:
+        raise IOFailureError("the pod's network namespace is not open", call.netns)
+    return call.netns_fd
+
+
+def _valid_attachments(netconf: Mapping[str, Any]) -> list[tuple[str, str]]:
+    path = "cni.dev/valid-attachments"
+    listed = netconf.get(path)
+    if not isinstance(listed, list):
+        raise InvalidConfigError(
+            f"{path} is missing", f'{path}: a list of {{"containerID": …, "ifname": …}} is expected'
+        )
+    found: list[tuple[str, str]] = []
+    for index, item in enumerate(listed):
+        container_id = item.get("containerID") if isinstance(item, dict) else None
+        ifname = item.get("ifname") if isinstance(item, dict) else None
+        if not isinstance(container_id, str) or not isinstance(ifname, str):
+            raise InvalidConfigError(
+                f"{path} is malformed", f'{path}[{index}]: {{"containerID": string, "ifname": string}} is expected'
+            )
+        found.append((container_id, ifname))
+    return found
+
+
+async def _settled(work: Awaitable[T]) -> T:
+    """The result of blocking work that has nothing to take back. Raises CniError.
+
+    A cancelled caller waits for its end first: it uses descriptors that the caller owns.
+    """
+    future = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await _wait_for(future)
+        raise
+    except (OSError, BatchError) as error:
+        _raise_mapped(error)
+
+
+async def _finish(work: Awaitable[Any]) -> None:
+    """Wait for `work` to end, also while the caller is being cancelled again."""
+    future = asyncio.ensure_future(work)
+    await _wait_for(future)
+    future.result()
+
+
+async def _wait_for(future: asyncio.Future[Any]) -> None:
+    while not future.done():
+        try:
+            await asyncio.wait((future,))
+        except asyncio.CancelledError:
+            continue
+
+
+def _raise_mapped(error: OSError) -> NoReturn:
+    """The kernel's refusals as errors of the CNI tree."""
+    if isinstance(error, NetlinkTimeoutError):
+        raise TryAgainLaterError("the kernel does not answer", str(error)) from error
+    if isinstance(error, BatchError):
+        raise WiringError("the kernel refused to wire the pod", error.strerror or str(error)) from error
+    raise IOFailureError("the kernel refused to wire the pod", str(error)) from error

@@ -1,0 +1,204 @@
+"""The node's side: kept-open sockets, the node's addresses, and the rule that all attachments share."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from socket import AF_INET, AF_INET6
+
+from api.ranges import Address
+from plugins.coordinator.plan import (
+    LINK_GROUP,
+    Attachment,
+    counts_as_host_link,
+    host_rule,
+    is_our_alias,
+    usable,
+)
+from plugins.net import rtnl
+from plugins.net.netlink import NETLINK_ROUTE, BatchError, Exchange, Message, Netlink
+from plugins.net.netns import in_netns
+
+
+class Host:
+    """The network namespace of the thread that makes it: the node's. Its methods block and may be called from any thread."""
+
+    def __init__(self, timeout: float) -> None:
+        """`timeout` in seconds bounds every wait for the kernel. Raises OSError."""
+        self._timeout = timeout
+        self.netns_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._idle: list[Netlink] = []
+        self._lock = threading.Lock()
+        self._closed = False
+        self.addresses = HostAddresses(timeout)
+        self._rule_lock = threading.Lock()
+
+    def take(self) -> Netlink:
+        """An idle socket, or a new one. Raises OSError."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return in_netns(self.netns_fd, lambda: Netlink(NETLINK_ROUTE, self._timeout))
+
+    def give_back(self, netlink: Netlink) -> None:
+        """Return a socket on which every answer was read."""
+        with self._lock:
+            if not self._closed:
+                self._idle.append(netlink)
+                return
+        netlink.close()
+
+    @contextmanager
+    def socket(self) -> Iterator[Netlink]:
+        """A socket for a while; one that failed is closed and not used again. Raises OSError."""
+        netlink = self.take()
+        try:
+            yield netlink
+        except BatchError:
+            self.give_back(netlink)
+            raise
+        except BaseException:
+            netlink.close()
+            raise
+        else:
+            self.give_back(netlink)
+
+    def close(self) -> None:
+        """Close all idle sockets, and those in use when they come back."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for netlink in idle:
+            netlink.close()
+        os.close(self.netns_fd)
+        self.addresses.close()
+
+    def wire(self, netlink: Netlink, messages: Sequence[Message]) -> Exchange:
+        """Send a batch that adds the shared rule and routes below it; never while `release_rule` decides."""
+        with self._rule_lock:
+            return netlink.exchange(messages)
+
+    def release_rule(self, netlink: Netlink, table: int) -> None:
+        """Remove our rule for `table`, in each family in which the table is empty. Raises BatchError, OSError."""
+        for family in (AF_INET, AF_INET6):
+            rule = host_rule(family, table)
+            with self._rule_lock:
+                if rule in (
+                    rtnl.parse_rule(body) for body in netlink.dump(rtnl.rule_dump(family))
+                ) and not table_routes(netlink, family, table):
+                    tolerate(netlink.exchange((rtnl.rule_delete(rule),)), errno.ENOENT)
+
+
+def table_routes(netlink: Netlink, family: int, table: int) -> list[rtnl.Route]:
+    """The routes in a table, none if it was never used. Raises BatchError, OSError."""
+    try:
+        return [rtnl.parse_route(body) for body in netlink.dump(rtnl.route_dump(family, table))]
+    except BatchError as error:
+        if error.errno == errno.ENOENT:
+            return []
+        raise
+
+
+def tolerate(exchange: Exchange, *codes: int) -> None:
+    """Raise BatchError for the failures with other errno than `codes`."""
+    failures = [failure for failure in exchange.failures if failure.code not in codes]
+    if failures:
+        raise BatchError(failures)
+
+
+def find_link(netlink: Netlink, name: str) -> rtnl.Link | None:
+    """The link of that name. Raises BatchError, OSError."""
+    exchange = netlink.exchange((rtnl.link_get(name),))
+    tolerate(exchange, errno.ENODEV)
+    return rtnl.parse_link(exchange.replies[0].body) if exchange.replies else None
+
+
+def is_of(link: rtnl.Link, attachment: Attachment) -> bool:
+    """Whether `link` is the node's end of the pair of `attachment`: marked with its alias, or by its group if the agent
+    died before the alias was set. A link of the same name that somebody else made is neither."""
+    if link.kind != "veth" or link.name != attachment.host_link:
+        return False
+    if link.alias:
+        container_id, ifname, _ = alias_parts(link.alias)
+        wanted = alias_parts(attachment.alias)
+        return (container_id, ifname) == wanted[:2]
+    return link.group == LINK_GROUP
+
+
+def alias_parts(alias: str) -> tuple[str, str, str]:
+    """(container id, ifname, network) of an alias of ours, else empty strings."""
+    if not is_our_alias(alias):
+        return "", "", ""
+    _, container_id, ifname, network = alias.split(":")
+    return container_id, ifname, network
+
+
+def remove_link(netlink: Netlink, link: rtnl.Link) -> None:
+    """Delete a link, and with it its peer, routes and neighbours; gone already is fine. Raises BatchError, OSError."""
+    tolerate(netlink.exchange((rtnl.link_delete(link.ifindex, link.name),)), errno.ENODEV)
+
+
+class HostAddresses:
+    """The node's own addresses, read once and again when the kernel tells that one came or went.
+
+    The kernel queues the notice on our socket before the change becomes visible to whoever made it, so looking into the
+    queue before each use is enough: what was changed before an ADD began is seen by it. Link-local addresses come and
+    go with each pod's veth and do not count. A link's name is looked up at each use: links may be renamed.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._monitor: Netlink | None = None
+        self._known: list[tuple[int, Address]] | None = None
+        self._lock = threading.Lock()
+
+    def read(self, netlink: Netlink) -> list[Address]:
+        """The usable addresses on links of the node's own, in the kernel's order.
+
+        The calling thread must be in the node's namespace. Raises BatchError, OSError.
+        """
+        with self._lock:
+            if self._monitor is None:
+                groups = rtnl.GROUP_IPV4_ADDRESSES | rtnl.GROUP_IPV6_ADDRESSES
+                self._monitor = Netlink(NETLINK_ROUTE, self._timeout, groups)
+            if self._changed(self._monitor) or self._known is None:
+                self._known = None
+                self._known = [
+                    (found.ifindex, found.address)
+                    for found in rtnl.parse_addresses(netlink.dump(rtnl.address_dump()))
+                    if usable(found.address) and not found.flags & rtnl.ADDRESS_DADFAILED
+                ]
+            known = self._known
+        return [address for index, address in known if counts_as_host_link(_link_name(index))]
+
+    def close(self) -> None:
+        """Close the socket."""
+        with self._lock:
+            if self._monitor is not None:
+                self._monitor.close()
+
+    @staticmethod
+    def _changed(monitor: Netlink) -> bool:
+        changed = False
+        try:
+            for _, body in monitor.pending():
+                found = rtnl.parse_address(body)
+                changed = changed or (found is not None and usable(found.address))
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            changed = True
+        return changed
+
+
+def _link_name(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return "lo"  # gone since: no link of the node's

@@ -1,0 +1,257 @@
+"""What the attachment of a pod consists of, decided from configuration and facts. Nothing here touches the kernel.
+
+The end state (underlay, first NIC; H a node address, P a pod address, `veth…` the node's end of the pair):
+
+    node  rule   from all lookup 500, pref 1000
+          500    P dev veth… scope link            neighbour P on veth…
+    pod   main   H dev veth0 scope link            neighbour H on veth0
+                 CIDR via H1 dev veth0             services, overlay pods, hijacked networks
+                 DST via GW dev eth0               policy routes
+          101    H dev veth0 scope link
+          100    default via H1 dev veth0          replies to what came in by veth0
+          rule   fwmark 0x1 lookup 100, pref 1000
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, AF_INET6
+from typing import Final
+
+from api.ranges import Address
+from plugins.coordinator.config import CoordinatorConfig
+from plugins.errors import InvalidConfigError, UnsupportedFieldError, WiringError
+from plugins.net.rtnl import ROUTE_UNICAST, SCOPE_LINK, SCOPE_UNIVERSE, TABLE_MAIN, Prefix, Route, Rule, host_prefix
+
+POD_VETH: Final = "veth0"
+REPLY_TABLE: Final = 100
+"""Routes for replies to what came in by veth0."""
+FIRST_TABLE: Final = 101
+"""The first NIC's own table."""
+RULE_PRIORITY: Final = 1000
+REPLY_MARK: Final = 1
+PROTOCOL: Final = 83
+"""The origin (rtm_protocol, FRA_PROTOCOL) of every route and rule of ours: `ip route show proto 83 table all` lists
+them. Above RTPROT_STATIC the kernel gives these numbers no meaning; 83 is nobody else's in iproute2's list."""
+LINK_GROUP: Final = 0x53504944
+"""The group in which the node's ends of our pairs are created. A pair's alias can only be set once it exists; the
+group is there from the first moment on, so an agent killed in between leaves nothing that cannot be told as ours."""
+MIN_MTU_IPV6: Final = 1280
+"""RFC 8200 section 5; below it the kernel turns IPv6 off on the link."""
+
+_ALIAS_PART = 120
+_HEX_ID = re.compile(r"[0-9a-f]{11,}", re.IGNORECASE)
+_EXCLUDED_HOST_LINKS = re.compile(
+    r"docker|cbr|dummy|virbr|lxcbr|veth|lo$|cali|flannel|kube-ipvs|cni|vx-submariner|cilium"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """Whose NIC it is: what a link's alias tells, and what GC compares."""
+
+    container_id: str
+    ifname: str
+    network: str
+
+    @property
+    def host_link(self) -> str:
+        """Name of the node's end of the pair: `veth` and 11 characters, the most that fits.
+
+        The container id's first 11 where they tell containers apart, as in runtimes' hexadecimal ids; for a longer id
+        of other making (`web-frontend-1`, `web-frontend-2`) they would not, and its digest's first 11 are taken.
+        """
+        container_id = self.container_id
+        if len(container_id) > 11 and not _HEX_ID.match(container_id):
+            container_id = hashlib.sha256(container_id.encode()).hexdigest()
+        return f"veth{container_id[:11]}"
+
+    @property
+    def alias(self) -> str:
+        """The node's end's IFLA_IFALIAS (at most 255 bytes): marks the link as ours and says whose it is."""
+        return ":".join(("spiderpool", _bounded(self.container_id), self.ifname, _bounded(self.network)))
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _ALIAS_PART else hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_our_alias(alias: str) -> bool:
+    """Whether a link with this alias was made by a coordinator."""
+    return alias.startswith("spiderpool:") and alias.count(":") == 3
+
+
+def usable(address: Address) -> bool:
+    """Whether an address is one that others can send to beyond the link."""
+    return not (address.is_link_local or address.is_multicast or address.is_loopback or address.is_unspecified)
+
+
+def counts_as_host_link(name: str) -> bool:
+    """Whether addresses on a link of the node are the node's own, not a container network's."""
+    return not _EXCLUDED_HOST_LINKS.match(name)
+
+
+@dataclass(frozen=True, slots=True)
+class PodNic:
+    """What the pod's NIC is before the attachment."""
+
+    name: str
+    ifindex: int
+    mac: bytes
+    tx_queue_len: int
+    addresses: tuple[Address, ...]
+    """Usable ones, in the kernel's order, IPv4 first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything to set, with interface indices left open: `veth` stands for the pair's end on that side."""
+
+    host_rules: tuple[Rule, ...]
+    host_addresses: tuple[Address, ...]
+    """The pod's addresses, each a route and a neighbour on the node."""
+    host_table: int
+    pod_mac: bytes | None
+    tx_queue_len: int | None
+    veth_address: IPv4Address | None
+    veth_mtu: int
+    veth_rp_filter: int
+    sysctls: tuple[tuple[str, str], ...]
+    """(path below /proc/sys/net, value) in the pod."""
+    pod_neighbours: tuple[Address, ...]
+    """The node's addresses."""
+    veth_routes: tuple[Route, ...]
+    """Over veth0. In the main table a route that is there already to the same destination stays, as in upstream."""
+    nic_routes: tuple[Route, ...]
+    """Over the pod's NIC."""
+    pod_rules: tuple[Rule, ...]
+    unreached: tuple[Prefix, ...]
+    """Hijacked networks without a route, for the node has no address of their family."""
+
+    def host_routes(self, ifindex: int) -> list[Route]:
+        """The node's routes to the pod over its end of the pair."""
+        return [
+            Route(host_prefix(address), self.host_table, ifindex, None, None, SCOPE_LINK if address.version == 4 else 0,
+                  PROTOCOL, ROUTE_UNICAST)
+            for address in self.host_addresses
+        ]  # fmt: skip
+
+
+def resolve_mode(config: CoordinatorConfig, ifname: str, has_veth: bool) -> str:
+    """`underlay` or `disable`. Raises UnsupportedFieldError for what is not built yet, InvalidConfigError."""
+    first = ifname == config.pod_default_cni_nic
+    mode = config.mode
+    if mode == "auto":
+        mode = "underlay" if first or has_veth else "overlay"
+    if mode == "overlay":
+        why = (
+            "resolved from auto: the NIC is not the pod's first and there is no veth0" if config.mode == "auto" else ""
+        )
+        raise UnsupportedFieldError("mode is not supported", f"mode: overlay is not supported yet {why}".rstrip())
+    if mode == "underlay" and not first:
+        raise UnsupportedFieldError(
+            "the NIC is not supported",
+            f"mode: underlay is supported for the first NIC {config.pod_default_cni_nic!r} only so far, not {ifname!r}",
+        )
+    return mode
+
+
+def order_host_addresses(preferred: Iterable[Address], others: Iterable[Address], families: set[int]) -> list[Address]:
+    """The node's addresses as the pod sees them: those it is reached from first; each once, of `families`, usable."""
+    return [a for a in dict.fromkeys((*preferred, *others)) if a.version in families and usable(a)]
+
+
+def make_plan(config: CoordinatorConfig, nic: PodNic, host: Iterable[Address]) -> Plan:
+    """Decide. `host` holds the node's addresses, preferred first.
+
+    Raises WiringError if the NIC has no usable address, InvalidConfigError if the configuration cannot serve them.
+    """
+    if not nic.addresses:
+        raise WiringError("no usable IP addresses", f"{nic.name} in the pod has none that others can send to")
+    families: set[int] = {address.version for address in nic.addresses}
+    if 6 in families and config.veth_mtu < MIN_MTU_IPV6:
+        raise InvalidConfigError(
+            "vethMTU is invalid",
+            f"vethMTU: {config.veth_mtu}, allowed: at least {MIN_MTU_IPV6} for a pod with an IPv6 address",
+        )
+    addresses = order_host_addresses(host, (), families)
+    gateways = {version: next((a for a in addresses if a.version == version), None) for version in families}
+    source = next((a for a in nic.addresses if a.version == 4), None)
+    routes: list[Route] = []
+    for address in addresses:
+        routes += (_over_veth(host_prefix(address), table, None, source) for table in (TABLE_MAIN, FIRST_TABLE))
+    hijacked = [p for p in config.hijack if p.address.version in families]
+    routes += (
+        _over_veth(prefix, TABLE_MAIN, gateway, source)
+        for prefix in hijacked
+        if (gateway := gateways[prefix.address.version]) is not None
+    )
+    rules: list[Rule] = []
+    for version, gateway in sorted(gateways.items()):
+        if gateway is not None:
+            rules.append(reply_rule(AF_INET if version == 4 else AF_INET6))
+            routes.append(_over_veth(_everything(version), REPLY_TABLE, gateway, source))
+    mac = pod_mac(config.pod_mac_prefix, nic.addresses[0])
+    return Plan(
+        host_rules=tuple(host_rule(AF_INET if v == 4 else AF_INET6, config.host_rule_table) for v in sorted(families)),
+        host_addresses=nic.addresses,
+        host_table=config.host_rule_table,
+        pod_mac=mac if mac != nic.mac else None,
+        tx_queue_len=config.tx_queue_len if config.tx_queue_len not in (0, nic.tx_queue_len) else None,
+        veth_address=config.veth_link_address if 4 in families else None,
+        veth_mtu=config.veth_mtu,
+        # What comes in by veth0 is answered by a mark that the filter does not see, so veth0 is never strict. The
+        # effective value is the greater of `all` and the link's: loose (2) wins over strict (1).
+        veth_rp_filter=0 if config.pod_rp_filter == 0 else 2,
+        sysctls=_sysctls(config, nic.name, families),
+        pod_neighbours=tuple(addresses),
+        veth_routes=tuple(routes),
+        nic_routes=tuple(
+            Route(
+                route.destination, TABLE_MAIN, nic.ifindex, route.gateway, None, SCOPE_UNIVERSE, PROTOCOL, ROUTE_UNICAST
+            )
+            for route in config.policy_routes
+            if route.gateway.version in families
+        ),
+        pod_rules=tuple(rules),
+        unreached=tuple(p for p in hijacked if gateways[p.address.version] is None),
+    )
+
+
+def pod_mac(prefix: bytes, address: Address) -> bytes | None:
+    """The MAC that `prefix` asks for: the prefix and the last four bytes of the pod's first address; None: keep it."""
+    return prefix + address.packed[-4:] if prefix else None
+
+
+def host_rule(family: int, table: int) -> Rule:
+    """The node's rule that leads to the routes to its pods."""
+    return Rule(family, RULE_PRIORITY, table, 0, 0, PROTOCOL, plain=True)
+
+
+def reply_rule(family: int) -> Rule:
+    """The pod's rule for replies."""
+    return Rule(family, RULE_PRIORITY, REPLY_TABLE, REPLY_MARK, 0xFFFFFFFF, PROTOCOL, plain=True)
+
+
+def _over_veth(destination: Prefix, table: int, gateway: Address | None, source: IPv4Address | Address | None) -> Route:
+    is_v4 = destination.address.version == 4
+    scope = SCOPE_LINK if is_v4 and gateway is None else SCOPE_UNIVERSE
+    return Route(destination, table, 0, gateway, source if is_v4 else None, scope, PROTOCOL, ROUTE_UNICAST)
+
+
+def _everything(version: int) -> Prefix:
+    return Prefix(IPv4Address(0) if version == 4 else IPv6Address(0), 0)
+
+
+def _sysctls(config: CoordinatorConfig, nic: str, families: set[int]) -> tuple[tuple[str, str], ...]:
+    found: list[tuple[str, str]] = []
+    if 6 in families:
+        found.append(("ipv6/conf/all/disable_ipv6", "0"))
+    if config.pod_rp_filter is not None:
+        # The greater of `all` and the NIC's own counts, and the NIC has inherited the node's: both are written.
+        found += ((f"ipv4/conf/{name}/rp_filter", str(config.pod_rp_filter)) for name in ("all", nic))
+    return tuple(found)

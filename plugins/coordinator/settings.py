@@ -1,0 +1,46 @@
+"""What an operator may set about the coordinator: the node's defaults of what a network configuration may say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CoordinatorSettings:
+    """A member of the network configuration goes before the setting of the same meaning; lists replace, not merge."""
+
+    mode: str = "auto"
+    """`auto`, `underlay`, `overlay` or `disable` (also `disabled`). `auto` suits a node that runs several kinds."""
+    overlay_pod_cidr: tuple[str, ...] = ()
+    """Networks of the cluster's overlay pods, which underlay pods reach through their node. CIDRs."""
+    service_cidr: tuple[str, ...] = ()
+    """Networks of the cluster's services, handed to the node where its proxy serves them. CIDRs."""
+    hijack_cidr: tuple[str, ...] = ()
+    """Further networks that pods reach through their node, for example a node-local DNS cache. CIDRs."""
+    policy_routes: tuple[str, ...] = ()
+    """Routes of every pod over its own NIC, each written `DESTINATION via GATEWAY`."""
+    pod_mac_prefix: str = ""
+    """First two bytes, `0a:1b`, of MAC addresses made from the pod's address; empty leaves the NIC's own."""
+    pod_default_cni_nic: str = "eth0"
+    """Name of a pod's first NIC, as container runtimes give it."""
+    tune_pod_routes: bool = True
+    """Move the routes of further NICs to tables of their own."""
+    pod_default_route_nic: str = ""
+    """The NIC that keeps the pod's default route; empty: the first one."""
+    veth_link_address: str = ""
+    """IPv4 address put on the pod's end of the veth pair; empty: none. Some meshes and eBPF programs want one."""
+    veth_mtu: int = 1500
+    """MTU of the veth pair in bytes. 1500 as upstream: it suits every network that the node forwards to."""
+    host_rule_table: int = 500
+    """The node's routing table that holds the routes to its pods. Upstream's number."""
+    pod_rp_filter: int = 0
+    """Reverse path filter inside the pod: 0 off, 1 strict, 2 loose, negative leaves it alone. Off, because a pod with
+    several ways out gets packets on one that it would answer on another."""
+    tx_queue_len: int = 0
+    """Transmit queue length of the pod's NIC in packets; 0 leaves it alone."""
+    workers: int = 8
+    """How many pods are attached at the same time. The kernel takes one change of links at a time, so more would only
+    wait for each other; DELs have as many places of their own."""
+    kernel_timeout: float = 5.0
+    """Seconds to wait for the kernel's answer to one batch. Batches take a millisecond, and tens when a link is
+    deleted; only a kernel in trouble takes longer."""
