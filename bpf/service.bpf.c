@@ -7,7 +7,10 @@
  * In BCC's dialect; needs UAPI headers only. One program per hook, all of them thin: read the
  * address out of the context, ask helpers.h, write it back.
  */
+/* What the kernel compares has no blanks around the slash. */
+/* clang-format off */
 #define BPF_LICENSE Dual BSD/GPL
+/* clang-format on */
 
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/in.h>

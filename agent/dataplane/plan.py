@@ -109,13 +109,14 @@ def read_services(have: Contents) -> dict[Frontend, tuple[int, list[Backend | No
         number, index = SLOT.unpack(key)
         slots_of.setdefault(number, {})[index] = packed
     result: dict[Frontend, tuple[int, list[Backend | None]]] = {}
+    most = 2 * len(have.slots)  # a nonsensical index must not make a list of that length
     seen: set[int] = set()
     for key, value in have.services.items():
         number, count = SERVICE.unpack(value)
         if number in seen:
             continue
         seen.add(number)
-        found = {index: packed for index, packed in slots_of.get(number, {}).items() if index < count}
+        found = {index: packed for index, packed in slots_of.get(number, {}).items() if index < min(count, most)}
         slots = [found.get(index) for index in range(max(found, default=-1) + 1)]
         result[unpack_frontend(key)] = (number, [unpack_backend(slot) if slot is not None else None for slot in slots])
     return result
