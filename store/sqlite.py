@@ -213,8 +213,12 @@ def _missing(kind: type[Resource], namespace: str, name: str) -> NotFoundError:
 
 
 def _report_checkpoint(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled() and future.exception() is not None:
+    if future.cancelled():
+        return
+    if future.exception() is not None:
         log.warning("the write-ahead log grows: %s", future.exception())
+    elif future.result():
+        log.warning("the write-ahead log grows: %s pages are still in use by some process", future.result())
 
 
 # Reading a row gives the interpreter lock away, and a busy loop gives it back late: after 5 ms each time at worst. So

@@ -20,6 +20,7 @@ from api.claim import Claim, ClaimSpec
 from api.meta import ObjectMeta
 from api.pool import Pool, PoolSpec
 from store.errors import (
+    ConflictError,
     ExpiredError,
     InvalidError,
     NotFoundError,
@@ -144,6 +145,34 @@ class TestFile:
 
         assert asyncio.run(main()) < 3 << 20
 
+    def test_a_reader_that_hangs_does_not_stop_writers(
+        self, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("store.schema.WAL_PAGES", 50)
+
+        async def main() -> None:
+            async with opened(path, checkpoint=100, busy=WAIT) as store:
+                await store.create(claim(0))
+                with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                    other.execute("BEGIN")
+                    other.execute("SELECT count(*) FROM objects").fetchone()
+                    start = time.monotonic()
+                    for first in range(1, 200, 50):
+                        await asyncio.gather(*(store.create(claim(first + n)) for n in range(50)))
+                    await store.list(Claim)  # queues behind the checkpoint
+                    assert time.monotonic() - start < WAIT / 2
+                    assert "still in use" in caplog.text
+                    other.execute("ROLLBACK")
+                for first in range(300, 600, 50):
+                    await asyncio.gather(*(store.create(claim(first + n)) for n in range(50)))
+                await store.list(Claim)
+                connection = _connection_of(store._scans)
+                assert connection.execute("PRAGMA busy_timeout").fetchone() == (WAIT * 1000,)
+                _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                assert pages < 200
+
+        asyncio.run(main())
+
 
 class TestCommit:
     def test_concurrent_writes_share_transactions(self, path: str) -> None:
@@ -157,6 +186,45 @@ class TestCommit:
                 made = await store.create(claim(200))
                 assert await store.update(made) == made
                 assert statements.count("COMMIT") == 1  # nothing to commit for what changes nothing
+
+        asyncio.run(main())
+
+    def test_commits_reach_the_disk(self, path: str) -> None:
+        async def main() -> None:
+            async with opened(path) as store:
+                assert store._writer._connection.execute("PRAGMA synchronous").fetchone() == (2,)
+                assert store._writer._connection.execute("PRAGMA journal_mode").fetchone() == (b"wal",)
+
+        asyncio.run(main())
+
+    def test_writes_of_one_object_in_one_transaction(self, path: str) -> None:
+        async def main() -> None:
+            async with opened(path) as store:
+                old = await store.create(claim(1, labels={"a": "old"}))
+                name = old.metadata.name
+                _, _, refused, new, gone, last = await asyncio.gather(
+                    store.update(claim(1, labels={"a": "changed"})),
+                    store.delete(Claim, name),
+                    store.delete(Claim, name),
+                    store.create(claim(1, labels={"a": "new"})),
+                    store.update(old),
+                    store.update(claim(1, labels={"a": "last"})),
+                    return_exceptions=True,
+                )
+                assert isinstance(refused, NotFoundError)
+                assert isinstance(gone, ConflictError)
+                assert isinstance(new, Claim)
+                assert isinstance(last, Claim)
+                assert last.metadata.uid == new.metadata.uid != old.metadata.uid
+                assert (await store.list(Claim)).items == [last]
+                for value, found in (("old", []), ("changed", []), ("new", []), ("last", [last])):
+                    assert (await store.list(Claim, Query(labels={"a": value}))).items == found
+                async with aclosing(store.watch(Claim, EVERYTHING, "0")) as events:
+                    told = [(await anext(events)).type for _ in range(5)]
+                assert told == ["ADDED", "MODIFIED", "DELETED", "ADDED", "MODIFIED"]
+                created = [store.create(claim(2)), store.delete(Claim, claim(2).metadata.name)]
+                await asyncio.gather(*created)
+                assert (await store.list(Claim)).items == [last]
 
         asyncio.run(main())
 
@@ -415,6 +483,26 @@ class TestWatch:
                     event = await anext(events)
                     assert event.object
                     assert event.object.metadata.name == "10.0.0.2"
+
+        asyncio.run(main())
+
+    def test_watches_that_start_amid_writes_hear_everything_once(self, path: str) -> None:
+        async def main() -> None:
+            async with opened(path) as store:
+                start = (await store.list(Claim)).resource_version
+                count = 600
+
+                async def follow() -> list[int]:
+                    async with aclosing(store.watch(Claim, EVERYTHING, start)) as events:
+                        return [int((await anext(events)).resource_version) for _ in range(count)]
+
+                following = []
+                for number in range(0, count, 5):
+                    following.append(asyncio.create_task(follow()))
+                    await asyncio.gather(*(store.create(claim(number + n)) for n in range(5)))
+                async with asyncio.timeout(WAIT):
+                    for heard in await asyncio.gather(*following):
+                        assert heard == list(range(1, count + 1))
 
         asyncio.run(main())
 
