@@ -16,7 +16,9 @@ from ipaddress import ip_address
 from msgspec.structs import replace
 
 from api.claim import Claim, claim_name
+from api.endpoint import EndpointIP
 from api.ranges import Address, Family, to_address
+from plugins.cni import Result
 from plugins.errors import (
     AddressConflictError,
     ExhaustedError,
@@ -24,11 +26,12 @@ from plugins.errors import (
     TryAgainLaterError,
 )
 from plugins.ipam import metrics
+from plugins.ipam.answer import result_of
 from plugins.ipam.attempt import Attempt, Pick, same_claim
 from plugins.ipam.candidates import Candidates, PoolFacts
 from plugins.ipam.catalog import Catalog
 from plugins.ipam.claims import ClaimWriter, new_claim
-from plugins.ipam.concurrency import together
+from plugins.ipam.concurrency import together, uninterrupted
 from plugins.ipam.config import Request
 from plugins.ipam.detection import Detector
 from plugins.ipam.held import NodeClaims, by_family, partial, set_key
@@ -66,8 +69,8 @@ class Allocator:
         self.leftovers: dict[str, Claim] = {}
         """Claims of failed ADDs that the store would not delete yet, by name."""
 
-    async def allocate(self, request: Request, netns_fd: int | None) -> dict[Family, Claim]:
-        """The claims for the request, by family. Raises CniError or StoreError, and then leaves nothing behind.
+    async def allocate(self, request: Request, netns_fd: int | None) -> tuple[Result, EndpointIP]:
+        """The result and the endpoint's entry. Raises CniError or StoreError, and then leaves nothing behind.
 
         The caller holds the locks of the container and the identity.
         """
@@ -77,15 +80,16 @@ class Allocator:
             if not attempt.settled:
                 await self._complete(attempt)
             await self._detector.detect(attempt, self._complete)
+            answer = result_of(attempt.claims, self._catalog.get, clean_gateway=request.config.clean_gateway)
         except BaseException:
-            await self._undo(attempt)
+            await uninterrupted(self._undo(attempt))
             raise
         finally:
             for view, number in attempt.held:
                 view.done(number)
         for claim in attempt.claims.values():
             self.leftovers.pop(claim.metadata.name, None)
-        return attempt.claims
+        return answer
 
     # What the identity has already
 

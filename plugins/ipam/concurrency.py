@@ -72,6 +72,24 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.wait(tasks)
 
 
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which goes on to its end even if the caller is cancelled; the caller then is after it.
+
+    For what must not be left half done, such as undoing: `work` has a deadline of its own.
+    """
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        _seen(task)
+        raise cancelled
+    return task.result()
+
+
 class Coalesced:
     """Work whose effect is wanted by many at once, such as reading afresh.
 
@@ -99,6 +117,6 @@ class Coalesced:
         await self._work()
 
 
-def _seen(task: asyncio.Task[None]) -> None:
+def _seen(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()  # every caller has it; if all were cancelled, nobody misses it

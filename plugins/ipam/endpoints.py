@@ -15,7 +15,7 @@ from api.claim import Claim, Workload
 from api.endpoint import Endpoint, EndpointCurrent, EndpointIP, EndpointStatus
 from api.meta import FINALIZER, ObjectMeta, OwnerReference
 from plugins.ipam import metrics
-from store.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError
+from store.errors import AlreadyExistsError, ConflictError, InvalidError, NotFoundError, StoreError
 from store.port import Store
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class EndpointWriter:
             except (ConflictError, AlreadyExistsError, NotFoundError):
                 continue  # somebody wrote in between: look again
             except StoreError as error:
-                if attempt == _ATTEMPTS - 1:
+                if attempt == _ATTEMPTS - 1 or isinstance(error, InvalidError):
                     log.warning("endpoint %s/%s was not written: %s", *key, error)
                     break
                 await asyncio.sleep(_DELAY * 2**attempt)

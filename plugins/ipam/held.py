@@ -92,9 +92,10 @@ def set_key(claim: Claim) -> SetKey:
 
 
 def partial(claims: Iterable[Claim]) -> bool:
-    """Whether these claims of one set are fewer than the ADD that made them wanted."""
+    """Whether these claims of one set are for fewer families than the ADD that made them wanted."""
     claims = list(claims)
-    return len(claims) < max((claim.spec.set_size for claim in claims), default=0)
+    families = {claim.spec.ip_version for claim in claims}
+    return len(families) < max((claim.spec.set_size for claim in claims), default=0)
 
 
 def by_family(claims: Iterable[Claim]) -> tuple[dict[Family, Claim], list[Claim]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_interface
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 from api.claim import Claim
 from api.pool import Pool
@@ -28,11 +28,10 @@ from plugins.errors import (
 )
 from plugins.ipam import metrics
 from plugins.ipam.allocation import Allocator
-from plugins.ipam.answer import result_of
 from plugins.ipam.candidates import PoolFacts
 from plugins.ipam.catalog import Catalog
 from plugins.ipam.claims import ClaimWriter
-from plugins.ipam.concurrency import KeyLocks, container_key, pod_key, together
+from plugins.ipam.concurrency import Key, KeyLocks, container_key, pod_key, together
 from plugins.ipam.config import network_name, parse_config, parse_request, valid_attachments
 from plugins.ipam.detection import Detector
 from plugins.ipam.endpoints import EndpointWriter
@@ -44,8 +43,6 @@ from store.errors import InvalidError, NotFoundError, StoreError
 from store.port import Store
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _HOUSEKEEPING = 30.0
 """Seconds between two rounds of housekeeping at most; a quarter of the partial sets' grace if that is less."""
@@ -76,7 +73,6 @@ class Ipam(Plugin):
         self._endpoints = EndpointWriter(store, node, settings.endpoint_queue)
         self._locks = KeyLocks()
         self._group: asyncio.TaskGroup | None = None
-        self._calls: set[asyncio.Task[Any]] = set()
         self._partial_since: dict[tuple[tuple[str, str], ...], float] = {}
 
     async def run(self) -> None:
@@ -104,7 +100,7 @@ class Ipam(Plugin):
         metrics.allocations.inc()
         started = time.monotonic()
         try:
-            return await self._owned(self._add(call))
+            return await self._add(call)
         except BaseException as error:
             metrics.allocation_failures.inc()
             _classify(error, _ALLOCATION_FAILURES, metrics.allocation_internal)
@@ -117,7 +113,7 @@ class Ipam(Plugin):
         metrics.releases.inc()
         started = time.monotonic()
         try:
-            await self._owned(self._delete(call))
+            await self._delete(call)
         except BaseException as error:
             metrics.release_failures.inc()
             _classify(error, _RELEASE_FAILURES, metrics.release_internal)
@@ -193,14 +189,11 @@ class Ipam(Plugin):
                 for claim in claims
                 if claim.spec.network == network
                 and (claim.spec.container_id, claim.spec.nic) not in valid
-                and not self._locks.busy(container_key(claim.spec.container_id, claim.spec.nic))
-                and not self._locks.busy(pod_key(*set_key(claim)))
+                and not any(self._locks.busy(key) for key in _keys(claim))
             ]
-            for claim in stale:
-                await self._owned(self._release(claim.spec.container_id, claim.spec.nic, claim.spec.pod_uid))
-                log.info(
-                    "released %s of container %s: not a valid attachment", claim.spec.address, claim.spec.container_id
-                )
+            # Nobody holds these locks, so they are taken at once: no ADD comes between the judgement and the deletion.
+            async with self._locks.hold(*(key for claim in stale for key in _keys(claim))):
+                await self._release_all(stale)
 
     # What they consist of
 
@@ -213,8 +206,7 @@ class Ipam(Plugin):
             async with asyncio.timeout(self._settings.add_deadline):
                 await self.ready(self._settings.add_deadline)
                 async with locks:
-                    claims = await self._allocator.allocate(request, call.netns_fd)
-        result, entry = result_of(claims, self._catalog.get, clean_gateway=request.config.clean_gateway)
+                    result, entry = await self._allocator.allocate(request, call.netns_fd)
         self._endpoints.attached(request.workload, request.pod_uid, request.container_id, entry)
         return encode_result(result, call.cni_version)
 
@@ -224,36 +216,22 @@ class Ipam(Plugin):
                 await self._release(call.container_id, call.ifname, call.pod_uid)
 
     async def _release(self, container_id: str, nic: str, pod_uid: str) -> None:
-        def still(claim: Claim) -> bool:
-            return belongs(claim, container_id, nic, pod_uid)
-
         async with self._locks.hold(container_key(container_id, nic)):
             claims = await self._held.of_container(container_id, nic, pod_uid)
             async with self._locks.hold(*(pod_key(*set_key(claim)) for claim in claims)):
-                released = await together(
-                    self._writer.release(claim, still, metrics.release_conflicts) for claim in claims
-                )
-        for claim, gone in zip(claims, released, strict=True):
-            if gone:
+                await self._release_all(claims)
+
+    async def _release_all(self, claims: Iterable[Claim]) -> None:
+        """Delete the claims as long as they are for the container that they are for now; the caller has the locks."""
+
+        async def release(claim: Claim) -> None:
+            container_id, nic, pod_uid = claim.spec.container_id, claim.spec.nic, claim.spec.pod_uid
+            if await self._writer.release(
+                claim, lambda current: belongs(current, container_id, nic, pod_uid), metrics.release_conflicts
+            ):
                 self._endpoints.detached(claim)
 
-    async def _owned(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` as a task that is cancelled at most once, so that what it undoes is not cancelled in turn."""
-        task = asyncio.create_task(work)
-        self._calls.add(task)
-        task.add_done_callback(self._over)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
-            raise
-
-    def _over(self, task: asyncio.Task[Any]) -> None:
-        self._calls.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen by the caller, or nobody waits any more
+        await together(release(claim) for claim in claims)
 
     # Background
 
@@ -270,8 +248,7 @@ class Ipam(Plugin):
 
     async def _delete_leftovers(self) -> None:
         for claim in list(self._allocator.leftovers.values()):
-            spec = claim.spec
-            async with self._locks.hold(container_key(spec.container_id, spec.nic), pod_key(*set_key(claim))):
+            async with self._locks.hold(*_keys(claim)):
                 if claim.metadata.name in self._allocator.leftovers:
                     await self._allocator.discard(claim)
 
@@ -288,8 +265,7 @@ class Ipam(Plugin):
                 found[tuple((c.metadata.uid, c.metadata.resource_version) for c in claims)] = claims
         self._partial_since = {key: self._partial_since.get(key, now) for key in found}
         for key, claims in found.items():
-            spec = claims[0].spec
-            locks = (container_key(spec.container_id, spec.nic), pod_key(*set_key(claims[0])))
+            locks = [key for claim in claims for key in _keys(claim)]
             if now - self._partial_since[key] < self._settings.partial_grace or any(map(self._locks.busy, locks)):
                 continue
             async with self._locks.hold(*locks):
@@ -318,6 +294,10 @@ class Ipam(Plugin):
             facts = self._catalog.get(name)
             if facts is not None and facts.family == family:
                 self._views.rebase(facts)
+
+
+def _keys(claim: Claim) -> tuple[Key, Key]:
+    return container_key(claim.spec.container_id, claim.spec.nic), pod_key(*set_key(claim))
 
 
 def _unchanged(version: str) -> Callable[[Claim], bool]:

@@ -101,7 +101,7 @@ class PoolView:
     def describe(self) -> str:
         """The state of a pool that has no free address, for people."""
         total, quarantined = self._facts.addresses.count, len(self.quarantined)
-        used = sum(number in self._facts.addresses for number in self._claimed) - quarantined
+        used = sum(number in self._facts.addresses for number in self._claimed.difference(self.quarantined))
         parts = [f"{used} of {total} in use" if total else "it has no addresses"]
         parts += [f"{quarantined} in quarantine"] if quarantined else []
         parts += [f"{self._reserved_count} reserved"] if self._reserved_count else []

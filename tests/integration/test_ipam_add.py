@@ -261,6 +261,77 @@ def test_a_cancelled_add_leaves_nothing(tmp_path: Path, moment: str) -> None:
     asyncio.run(main())
 
 
+def test_undoing_is_not_interrupted(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as (ipam, store):
+            await pool(store, "v4", "10.6.0.10")
+            await pool(store, "v6", "fd06::10")
+            undoing, go = asyncio.Event(), asyncio.Event()
+
+            async def fail(resource: Any) -> None:
+                if resource.spec.ip_version == 6:
+                    raise UnavailableError("down")
+
+            async def pause(_: Any) -> None:
+                undoing.set()
+                await go.wait()
+
+            store.before = {"create": fail, "delete": pause}
+            task = asyncio.create_task(ipam.add(call("a", **DUAL)))
+            await undoing.wait()
+            task.cancel()
+            await asyncio.sleep(0.02)
+            task.cancel()
+            await asyncio.sleep(0.02)
+            assert not task.done()
+            go.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert not await claims(store)
+
+    asyncio.run(main())
+
+
+def test_a_pool_that_goes_in_the_middle_of_an_add(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as (ipam, store):
+            await pool(store, "v4", "10.6.0.10")
+
+            async def remove(_: Any) -> None:
+                await store.delete(Pool, "v4")
+                terminating = await store.get(Pool, "v4")
+                await store.update(replace(terminating, metadata=replace(terminating.metadata, finalizers=[])))
+                await until(lambda: settled(lambda: ipam._catalog.get("v4") is None))
+
+            store.after["create"] = remove
+            with pytest.raises(NoPoolError, match="pool of an address that is claimed is gone"):
+                await ipam.add(call("a"))
+            assert not await claims(store)
+
+    asyncio.run(main())
+
+
+def test_a_second_claim_of_a_family_is_surplus_and_completes_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(f"{tmp_path}/store.db") as store:
+            async with running(store) as ipam:
+                await pool(store, "v4", "10.6.0.10-10.6.0.19")
+                await pool(store, "v6", "fd06::10-fd06::19")
+                first = addresses(await ipam.add(call("a", **DUAL)))
+            model = (await claims(store))[first[0]]
+            await store.delete(Claim, (await claims(store))[first[1]].metadata.name)
+            spare = min({"10.6.0.10", "10.6.0.11"} - {first[0]})
+            meta = ObjectMeta(name=spare, labels=model.metadata.labels)
+            await store.create(replace(model, metadata=meta, spec=replace(model.spec, address=spare)))
+            async with running(store) as ipam:
+                again = addresses(await ipam.add(call("a", **DUAL)))
+            assert again[0] == first[0]
+            assert len(again) == 2
+            assert set(await claims(store)) == set(again)
+
+    asyncio.run(main())
+
+
 def test_the_deadline_leaves_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         settings = IpamSettings(add_deadline=0.2, rollback_deadline=0.2)

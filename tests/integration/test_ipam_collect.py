@@ -90,6 +90,30 @@ def test_gc_spares_calls_in_flight(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_an_add_that_comes_during_gc_waits_and_gets_its_own(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as (ipam, store):
+            await pool(store, "v4", "10.6.0.10-10.6.0.99")
+            await ipam.add(call("a"))
+            reached, go = asyncio.Event(), asyncio.Event()
+
+            async def pause(_: Any) -> None:
+                reached.set()
+                await go.wait()
+
+            store.before["delete"] = pause
+            collecting_garbage = asyncio.create_task(ipam.gc(gc()))
+            await reached.wait()
+            adding = asyncio.create_task(ipam.add(call("a")))
+            await asyncio.sleep(0.02)
+            assert not adding.done()
+            go.set()
+            await collecting_garbage
+            assert addresses(await adding) == list(await claims(store))
+
+    asyncio.run(main())
+
+
 def test_gc_without_a_list_or_a_name_does_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as (ipam, store):
@@ -209,7 +233,8 @@ def test_overlaps_and_strays_are_reported_and_left_alone(tmp_path: Path) -> None
             await until(lambda: settled(lambda: OVERLAPS._value.get() == 1))
             (address,) = addresses(await ipam.add(call("a")))
             current = await store.get(Pool, "v4")
-            await store.update(replace(current, spec=replace(current.spec, ips=["10.6.0.40"])))
+            meta = replace(current.metadata, resource_version="")  # the collector may write the status in between
+            await store.update(replace(current, metadata=meta, spec=replace(current.spec, ips=["10.6.0.40"])))
             await until(lambda: settled(lambda: STRAYS.labels("v4")._value.get() == 1))
             await until(lambda: settled(lambda: OVERLAPS._value.get() == 0))
             assert list(await claims(store)) == [address]
