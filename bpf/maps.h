@@ -3,9 +3,9 @@
  * The maps and what is in them. agent/dataplane/pack.py encodes the same layouts; changing one
  * means changing both.
  *
- * One set of maps serves both families. Two sets would save hashing 12 bytes, some nanoseconds of a
- * connect that takes tens of microseconds, and would double maps, programs and the ways they can
- * disagree.
+ * One set of maps serves both families. Two sets would save 7 ns of the 43 that a lookup takes
+ * among 10,000 services, where a connect takes tens of microseconds, and would double maps,
+ * programs and the ways in which they can disagree.
  */
 #ifndef SPIDERPOOL_MAPS_H
 #define SPIDERPOOL_MAPS_H
