@@ -89,6 +89,25 @@ def test_an_add_for_the_same_container_waits_for_its_queued_deletion(cni: Instal
     ]
 
 
+def test_a_deletion_does_not_overtake_an_add_that_waits(cni: Installation, pod: str) -> None:
+    """The caller of the ADD may be gone by now: executed after the DEL, it would leave an address to nobody."""
+    cni.call("DEL", stub(error="again"), CNI_CONTAINERID="stuck").empty()
+    with cni.agent("--queue-wait=1", ready=False):
+        add = cni.start("ADD", netns=pod, CNI_CONTAINERID="c")
+        time.sleep(0.1)
+        while not cni.socket.exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        delete = cni.start("DEL", CNI_CONTAINERID="c")
+        collect(delete).empty()
+        assert add.poll() is not None
+        collect(add).error(11)
+    assert [line.split()[:4] for line in cni.recorded() if " c " in line] == [
+        ["begin", "spiderpool", "DEL", "c"],
+        ["end", "spiderpool", "DEL", "c"],
+    ]
+
+
 def test_malformed_files_are_set_aside_and_block_nothing(cni: Installation, pod: str) -> None:
     cni.call("DEL", CNI_CONTAINERID="good").empty()
     whole = cni.queued()[0].read_bytes()

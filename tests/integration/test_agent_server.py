@@ -269,13 +269,16 @@ def test_only_root_may_call(shared: Installation) -> None:
     code = (
         "import os, socket, sys; os.setgid(65534); os.setuid(65534); s = socket.socket(socket.AF_UNIX)\n"
         "s.connect(sys.argv[1]); s.settimeout(5)\n"
+        "try: s.sendall(bytes.fromhex(sys.argv[2]))\n"
+        "except BrokenPipeError: pass\n"
         "try: print(s.recv(100))\n"
         "except ConnectionResetError: print(b'')\n"
     )
     for folder in (shared.socket.parent, *shared.socket.parent.parents):
         if folder.stat().st_uid == 0 and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o011)
-    command = [sys.executable, "-c", code, str(shared.socket)]
+    request = frame(stdin=json.dumps(CONFIG).encode(), CNI_COMMAND="DEL", SPIDERPOOL_PLUGIN="spiderpool")
+    command = [sys.executable, "-c", code, str(shared.socket), request.hex()]
     refused = subprocess.run(command, capture_output=True, check=False)
     assert b"PermissionError" in refused.stderr
     shared.socket.chmod(0o666)

@@ -178,6 +178,8 @@ def test_a_missing_or_unknown_command_is_named(cni: Installation, command: str |
         (b'{"prevResult":{"cniVersion":"0.3.0"}}', "1.0.0"),
         (b'{"a":[{"cniVersion":"0.3.0"}],"cniVersion":"0.4.0"}', "0.4.0"),
         (b'{"a":"}{\\"cniVersion\\":\\"0.3.0\\"","cniVersion":"0.4.0"}', "0.4.0"),
+        (b'{"a":"\\"","cniVersion":"0.4.0"}', "0.4.0"),
+        (b'{"a\\"":"b","cniVersion":"0.4.0"}', "0.4.0"),
         (b'{"a\\\\":"\\\\","cniVersion":"0.4.0"}', "0.4.0"),
         (b'{"name":"cniVersion","x":"0.3.0","cniVersion":"0.4.0"}', "0.4.0"),
         (b'{"cniVersion":"0.3.0","cniVersion":"0.4.0"}', "0.4.0"),

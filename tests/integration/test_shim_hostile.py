@@ -133,7 +133,7 @@ def test_a_request_cut_at_any_byte(cni: Installation, read: int) -> None:
         reply(2, RESULT),
         reply(0xFFFFFFFF, RESULT),
         b"SPD1" + struct.pack("!II", 0, 0xFFFFFFFF),
-        b"SPD1" + struct.pack("!II", 0, (1 << 20) + 1) + bytes(1 << 20),
+        b"SPD1" + struct.pack("!II", 0, (1 << 20) + 1) + b" " * ((1 << 20) + 1),
     ],
 )
 def test_garbage(cni: Installation, garbage: bytes) -> None:
