@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from prometheus_client import generate_latest
 
 from agent.dataplane import Dataplane, bpf, metrics
 from agent.dataplane.hooks import HOOKS, is_attached
@@ -280,6 +282,42 @@ def test_it_waits_for_a_load_balancer_to_go(node: Node, caplog: pytest.LogCaptur
                 await dataplane.ready()
 
     asyncio.run(scenario())
+
+
+def test_loader_that_hangs_is_ended_and_told(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    settings = replace(node.settings, loader_deadline=0.01)
+
+    async def scenario() -> None:
+        async with opened(node) as store, running(node, store, settings):
+            end = time.monotonic() + 10
+            while "the loader did not end within" not in caplog.text:
+                assert time.monotonic() < end
+                await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())
+
+
+def test_prometheus_sees_what_the_kernel_counted(node: Node) -> None:
+    connect = "s = socket.socket(); print(json.dumps(s.connect_ex((A['vip'], A['port']))))"
+
+    async def scenario() -> str:
+        async with opened(node) as store, running(node, store) as dataplane:
+            await store.create(service("web", VIP4))
+            await store.create(part("web-p", "web", FOUR[0]))
+            await store.create(service("none", VIP4, port=81))
+            await dataplane.ready()
+            await soon(node, {frontend(VIP4, 80): backends(FOUR[0]), frontend(VIP4, 81): ()})
+            assert await asyncio.to_thread(node.ask, connect, vip=VIP4, port=80) == 0
+            assert await asyncio.to_thread(node.ask, connect, vip=VIP4, port=81) == errno.ECONNREFUSED
+            return generate_latest().decode()
+
+    node.serve(FOUR[0])
+    text = asyncio.run(scenario())
+    labels = 'frontend="10.96.0.10:80/TCP",namespace="default",service="web"'
+    assert f"spiderpool_dataplane_service_chosen_total{{{labels}}} 1.0\n" in text
+    assert text.count("spiderpool_dataplane_service_chosen_total{") == 1
+    assert 'spiderpool_dataplane_hook_errors_total{error="no_backend"} 1.0\n' in text
+    assert "spiderpool_dataplane_service_chosen_total{" not in generate_latest().decode()
 
 
 DAEMON = """
