@@ -214,9 +214,10 @@ def _create_pair(node: Netlink, attachment: Attachment, plan: Plan, netns_fd: in
 
 def _node_steps(attachment: Attachment, plan: Plan, pair: _Pair, facts: NodeFacts) -> list[Step]:
     index, name = pair.node_index, attachment.host_link
-    # Loose (2), whatever the node's default: strict would drop packets of the pod where the node's other rules lead
-    # replies elsewhere. It can only widen what comes in by this link; the node's `all` is not touched.
-    steps = [Step(rtnl.link_set(index, f"set up {name}", alias=attachment.alias, rp_filter=2))]
+    # Off, whatever the node's default for new links. The node's `all` still counts and is not ours to touch; where it
+    # filters, the pod's packets pass since the route to the pod is over this link. Loose (2) would not do instead: on a
+    # link without an address the kernel takes it for strict (net/ipv4/fib_frontend.c, __fib_validate_source).
+    steps = [Step(rtnl.link_set(index, f"set up {name}", alias=attachment.alias, rp_filter=0))]
     steps += [Step(rtnl.neighbour_delete(way, address), tolerated=errno.ENOENT) for way, address in facts.ways if way]
     steps += [Step(rtnl.rule_add(rule), tolerated=errno.EEXIST) for rule in plan.host_rules]
     steps += [Step(rtnl.route_replace(route)) for route in plan.host_routes(index)]

@@ -62,14 +62,16 @@ class Coordinator(Plugin):
         self._host.close()
 
     async def add(self, call: Call) -> Mapping[str, Any]:
-        """Wire the pod's NIC; returns prevResult."""
+        """Wire the pod's NIC; returns prevResult, in which the NIC has the MAC address that it has now."""
         config = parse_config(call.config, self._settings)
         _require_previous(call)
-        if config.mode != "disable":
-            attachment = _attachment(call)
-            async with self._places, self._in_progress(attachment.host_link):
-                await self._attach(call, config, attachment)
-        return pass_on(call.config["prevResult"], call.cni_version)
+        result = pass_on(call.config["prevResult"], call.cni_version)
+        if config.mode == "disable":
+            return result
+        attachment = _attachment(call)
+        async with self._places, self._in_progress(attachment.host_link):
+            attached = await self._attach(call, config, attachment)
+        return with_mac(result, call.ifname, attached.plan.pod_mac or attached.pod.nic.mac)
 
     async def delete(self, call: Call) -> None:
         """Unwire; only the members of the configuration that it needs are looked at."""
@@ -121,7 +123,7 @@ class Coordinator(Plugin):
         if removed:
             log.info("removed links of attachments that are no longer valid", extra={"links": removed})
 
-    async def _attach(self, call: Call, config: CoordinatorConfig, attachment: Attachment) -> None:
+    async def _attach(self, call: Call, config: CoordinatorConfig, attachment: Attachment) -> Attached:
         task = Task(attachment, config, _require_fd(call), self._settings.kernel_timeout)
         given_up = False
         work = asyncio.ensure_future(run_in_thread(lambda: attach(self._host, task, lambda: given_up)))
@@ -140,6 +142,7 @@ class Coordinator(Plugin):
         except asyncio.CancelledError:
             await _finish(run_in_thread(attached.undo.run))
             raise
+        return attached
 
     async def _announce(self, call: Call, attached: Attached) -> None:
         """Tell the network the new MAC. A failure costs the neighbours a moment, and the pod nothing."""
@@ -195,6 +198,15 @@ def pass_on(previous: Mapping[str, Any], version: str) -> dict[str, Any]:
     elif has and not had:
         result["ips"] = [{"version": "6" if ":" in ip["address"] else "4", **ip} for ip in previous.get("ips") or ()]
     return result
+
+
+def with_mac(result: Mapping[str, Any], ifname: str, mac: bytes) -> dict[str, Any]:
+    """`result` with the MAC address of the pod's NIC, which the plugins before us compare at their CHECK."""
+    interfaces = [
+        {**nic, "mac": mac.hex(":")} if nic.get("name") == ifname and nic.get("sandbox") else nic
+        for nic in result.get("interfaces") or ()
+    ]
+    return {**result, "interfaces": interfaces} if interfaces else dict(result)
 
 
 def _attachment(call: Call) -> Attachment:

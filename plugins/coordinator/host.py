@@ -25,7 +25,7 @@ from plugins.net.netns import in_netns
 
 
 class Host:
-    """The network namespace of the thread that makes it: the node's. Its methods block and may be called from any thread."""
+    """The network namespace of the thread that makes it: the node's. Its methods block; any thread may call them."""
 
     def __init__(self, timeout: float) -> None:
         """`timeout` in seconds bounds every wait for the kernel. Raises OSError."""

@@ -204,8 +204,9 @@ def make_plan(config: CoordinatorConfig, nic: PodNic, host: Iterable[Address]) -
         tx_queue_len=config.tx_queue_len if config.tx_queue_len not in (0, nic.tx_queue_len) else None,
         veth_address=config.veth_link_address if 4 in families else None,
         veth_mtu=config.veth_mtu,
-        # What comes in by veth0 is answered by a mark that the filter does not see, so veth0 is never strict. The
-        # effective value is the greater of `all` and the link's: loose (2) wins over strict (1).
+        # What comes in by veth0 is answered by a mark that the filter does not see, so veth0 is never strict: the
+        # greater of `all` and the link's own counts, and loose (2) wins over strict (1). Without an address on veth0
+        # the kernel takes loose for strict; then only the node's own addresses get through.
         veth_rp_filter=0 if config.pod_rp_filter == 0 else 2,
         sysctls=_sysctls(config, nic.name, families),
         pod_neighbours=tuple(addresses),

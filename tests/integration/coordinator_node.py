@@ -1,4 +1,8 @@
-"""A node with an uplink, the segment it is on, and pods on a macvlan, all as network namespaces made and removed here."""
+"""A node with an uplink, its router, a place behind the node, and pods on a macvlan, all as network namespaces.
+
+far ── eth2 [node] eth0 ── segment ── eth0 [router]
+                              └── eth0 (macvlan on the node's eth0) [pod]
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import asyncio
 import json
 import os
 import secrets
+import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from plugins.cni import Call, Command
@@ -18,11 +24,12 @@ from plugins.coordinator.settings import CoordinatorSettings
 from plugins.net.netns import in_netns
 
 T = TypeVar("T")
+FAMILIES = ("-4", "-6")
 
 NODE4, NODE6 = "172.31.9.2", "fd31:9::2"
 ROUTER4, ROUTER6 = "172.31.9.1", "fd31:9::1"
-SECOND4 = "10.77.0.1"
-"""Another address of the node, on another link."""
+SECOND4, SECOND6 = "10.77.0.1", "fd77::1"
+"""Further addresses of the node, on its link to `far`."""
 FAR4, FAR6 = "198.51.100.7", "2001:db8:7::7"
 """Somebody behind the node, whose address is not the node's."""
 SERVICE4, SERVICE6 = "10.96.0.0/12", "fd00:96::/112"
@@ -41,7 +48,6 @@ class Pod:
     container_id: str
     addresses: list[str]
     fd: int = -1
-    stops: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def v4(self) -> str:
@@ -88,9 +94,11 @@ class Pod:
 @dataclass
 class Node:
     name: str
-    outside: str
+    router: str
+    far: str
     fd: int
-    outside_fd: int
+    router_fd: int
+    far_fd: int
     pods: list[Pod] = field(default_factory=list)
 
     def ip(self, *words: str) -> str:
@@ -181,47 +189,133 @@ def pod_state(pod: Pod) -> dict[str, Any]:
             for f in ("-4", "-6")
             for t in ("main", "100", "101")
         ],
-        "rules": [pod.ip(f, "rule") for f in ("-4", "-6")],
+        "rules": [pod.ip(family, "rule") for family in FAMILIES],
         "neighbours": pod.ip("neigh", "show", "nud", "permanent"),
         "filters": pod.run(filters),
         "sysctls": pod.run(sysctls),
     }
 
 
+def sysctl(path: str, value: str) -> None:
+    with open(f"/proc/sys/net/{path}", "w") as file:
+        file.write(value)
+
+
+def _lay_out(name: str, router: str, far: str) -> None:
+    for namespace in (name, router, far):
+        ip("netns", "add", namespace)
+        ip("-n", namespace, "link", "set", "lo", "up")
+    ip("-n", router, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", name)
+    ip("-n", far, "link", "add", "eth0", "type", "veth", "peer", "name", "eth2", "netns", name)
+    for namespace, link, addresses in (
+        (name, "eth0", (f"{NODE4}/24", f"{NODE6}/64")),
+        (name, "eth2", (f"{SECOND4}/24", f"{SECOND6}/64")),
+        (router, "eth0", (f"{ROUTER4}/24", f"{ROUTER6}/64")),
+        (far, "eth0", ("10.77.0.2/24", "fd77::2/64", f"{FAR4}/32", f"{FAR6}/128")),
+    ):
+        ip("-n", namespace, "link", "set", link, "up")
+        for address in addresses:
+            ip("-n", namespace, "address", "add", address, "dev", link, *(["nodad"] if ":" in address else []))
+    for family, network, gateway, back, through in (
+        ("-4", "172.31.9.0/24", SECOND4, FAR4, "10.77.0.2"),
+        ("-6", "fd31:9::/64", SECOND6, FAR6, "fd77::2"),
+    ):
+        ip("-n", far, family, "route", "add", network, "via", gateway)
+        ip("-n", name, family, "route", "add", back, "via", through)
+    # A link of the node whose address belongs to a container network, so that pods do not look for it on the node.
+    ip("-n", name, "link", "add", "docker0", "type", "bridge")
+    ip("-n", name, "address", "add", "172.17.0.1/16", "dev", "docker0")
+    ip("-n", name, "link", "set", "docker0", "up")
+
+
 @contextmanager
 def node() -> Iterator[Node]:
-    """A node; everything is removed in the end."""
-    name, outside = f"spt-{secrets.token_hex(4)}", f"spt-{secrets.token_hex(4)}"
-    made: Node | None = None
+    """A node that forwards; everything is removed in the end."""
+    names = [f"spt-{secrets.token_hex(4)}" for _ in range(3)]
+    fds: list[int] = []
+    pods: list[Pod] = []
     try:
-        for namespace in (name, outside):
-            ip("netns", "add", namespace)
-            ip("-n", namespace, "link", "set", "lo", "up")
-        ip("-n", outside, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", name)
-        for namespace, v4, v6 in ((name, NODE4, NODE6), (outside, ROUTER4, ROUTER6)):
-            ip("-n", namespace, "link", "set", "eth0", "up")
-            ip("-n", namespace, "address", "add", f"{v4}/24", "dev", "eth0")
-            ip("-n", namespace, "address", "add", f"{v6}/64", "dev", "eth0", "nodad")
-        # Another link of the node with an address, and one whose address belongs to a container network.
-        for link, address in (("eth1", f"{SECOND4}/24"), ("docker0", "172.17.0.1/16")):
-            ip("-n", name, "link", "add", link, "type", "bridge")
-            ip("-n", name, "address", "add", address, "dev", link)
-            ip("-n", name, "link", "set", link, "up")
-        made = Node(
-            name, outside,
-            os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC),
-            os.open(f"/run/netns/{outside}", os.O_RDONLY | os.O_CLOEXEC),
-        )  # fmt: skip
+        _lay_out(*names)
+        fds += (os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in names)
+        made = Node(names[0], names[1], names[2], fds[0], fds[1], fds[2], pods)
+        for family in ("ipv4", "ipv6"):
+            made.run(partial(sysctl, f"{family}/conf/all/forwarding", "1"))
         yield made
     finally:
-        if made is not None:
-            for pod in made.pods:
-                for stop in reversed(pod.stops):
-                    stop()
-                if pod.fd >= 0:
-                    os.close(pod.fd)
-                ip("netns", "del", pod.name, check=False)
-            os.close(made.fd)
-            os.close(made.outside_fd)
-        ip("netns", "del", name, check=False)
-        ip("netns", "del", outside, check=False)
+        for fd in (*fds, *(pod.fd for pod in pods if pod.fd >= 0)):
+            os.close(fd)
+        for name in (*(pod.name for pod in pods), *names):
+            ip("netns", "del", name, check=False)
+
+
+def _socket(fd: int, kind: int, address: str, protocol: int = 0) -> socket.socket:
+    """A socket born in the namespace `fd`; waits five seconds at most."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    made = in_netns(fd, lambda: socket.socket(family, kind | socket.SOCK_CLOEXEC, protocol))
+    made.settimeout(WAIT)
+    return made
+
+
+WAIT = 5.0
+"""Seconds for an answer that is due."""
+SHORT = 0.3
+"""Seconds for an answer that must not come."""
+
+
+def tcp(client: int, server: int, target: str, source: str = "", wait: float = WAIT) -> str:
+    """Connect from namespace to namespace, exchange a line; whom the server saw. Raises OSError."""
+    with _socket(server, socket.SOCK_STREAM, target) as listener, _socket(client, socket.SOCK_STREAM, target) as caller:
+        listener.bind((target, 0))
+        listener.listen()
+        caller.settimeout(wait)
+        if source:
+            caller.bind((source, 0))
+        caller.connect((target, listener.getsockname()[1]))
+        accepted, peer = listener.accept()
+        with accepted:
+            accepted.settimeout(WAIT)
+            caller.sendall(b"question")
+            assert accepted.recv(100) == b"question"
+            accepted.sendall(b"answer")
+            assert caller.recv(100) == b"answer"
+        return str(peer[0])
+
+
+def udp(client: int, server: int, target: str, source: str = "", wait: float = WAIT) -> str:
+    """As `tcp`, a datagram each way."""
+    with _socket(server, socket.SOCK_DGRAM, target) as listener, _socket(client, socket.SOCK_DGRAM, target) as caller:
+        listener.bind((target, 0))
+        caller.settimeout(wait)
+        if source:
+            caller.bind((source, 0))
+        caller.connect((target, listener.getsockname()[1]))
+        caller.send(b"question")
+        listener.settimeout(wait)
+        data, peer = listener.recvfrom(100)
+        assert data == b"question"
+        listener.sendto(b"answer", peer)
+        assert caller.recv(100) == b"answer"
+        return str(peer[0])
+
+
+def ping(client: int, target: str, source: str = "", wait: float = WAIT) -> None:
+    """An echo request and its reply. Raises OSError (TimeoutError: no reply)."""
+    v6 = ":" in target
+    protocol = socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP
+    with _socket(client, socket.SOCK_RAW, target, protocol) as caller:
+        caller.settimeout(wait)
+        if source:
+            caller.bind((source, 0))
+        token = secrets.token_bytes(8)
+        head = bytes((128 if v6 else 8, 0)) + b"\0\0"
+        packet = head + token
+        if not v6:
+            total = sum(int.from_bytes(packet[i : i + 2], "big") for i in range(0, len(packet), 2))
+            total = (total & 0xFFFF) + (total >> 16)
+            packet = head[:2] + (~(total + (total >> 16)) & 0xFFFF).to_bytes(2, "big") + token
+        caller.sendto(packet, (target, 0))
+        while True:
+            data = caller.recv(2000)
+            reply = data if v6 else data[20:]
+            if reply[0] == (129 if v6 else 0) and reply[4:12] == token:
+                return
