@@ -11,6 +11,7 @@ from agent.daemon import Rooms
 from agent.dataplane import Dataplane
 from agent.settings import Settings
 from plugins.cni import Plugin
+from plugins.coordinator.coordinator import Coordinator
 from plugins.coordinator.probe import Prober
 from plugins.ipam.plugin import Ipam
 from store.sqlite import SqliteStore
@@ -24,7 +25,9 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     stack.push_async_callback(prober.close)
     node = settings.node.resolve()
     ipam = Ipam(store, node, settings.ipam, prober)
-    plugins: dict[str, Plugin] = {"spiderpool": ipam}
+    coordinator = Coordinator(settings.coordinator, prober)
+    stack.push_async_callback(coordinator.close)
+    plugins: dict[str, Plugin] = {"spiderpool": ipam, "coordinator": coordinator}
     background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"ipam": ipam.run}
     if settings.collector.enabled:
         background["collector"] = Collector(store, node, settings.collector).run

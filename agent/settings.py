@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from agent.collector import CollectorSettings
 from agent.dataplane.settings import DataplaneSettings
 from plugins.coordinator.probe.settings import ProbeSettings
+from plugins.coordinator.settings import CoordinatorSettings
 from plugins.ipam.settings import IpamSettings
 
 
@@ -141,6 +142,7 @@ class Settings:
     store: StoreSettings = field(default_factory=StoreSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     ipam: IpamSettings = field(default_factory=IpamSettings)
+    coordinator: CoordinatorSettings = field(default_factory=CoordinatorSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     collector: CollectorSettings = field(default_factory=CollectorSettings)
     dataplane: DataplaneSettings = field(default_factory=DataplaneSettings)
