@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _DELAY = 0.2
 """Seconds that changes are gathered: a pod's NICs come one after the other, and a burst of ADDs goes first."""
-_BATCH = 16
+_BATCH = 64
 """Endpoints written at a time; they share a commit."""
 _ATTEMPTS = 5
 
@@ -47,6 +47,7 @@ class EndpointWriter:
         self._changes: dict[tuple[str, str], _Change] = {}
         self._wake = asyncio.Event()
         self._busy = False
+        self._dropping = False
 
     def attached(self, workload: Workload, pod_uid: str, container_id: str, entry: EndpointIP) -> None:
         """The NIC of `entry` got its addresses."""
@@ -73,7 +74,9 @@ class EndpointWriter:
                 return  # a predecessor of the same name goes; its endpoint is being overwritten
             if change is None and len(self._changes) >= self._limit:
                 metrics.endpoints_dropped.inc()
-                log.warning("too many endpoints wait to be written, %s/%s is left out", *key)
+                if not self._dropping:
+                    log.warning("too many endpoints wait to be written, %s/%s and further ones are left out", *key)
+                self._dropping = True
                 return
             change = self._changes[key] = _Change(uid, owner)
         change.owner = owner or change.owner
@@ -90,7 +93,7 @@ class EndpointWriter:
                 keys = list(self._changes)[:_BATCH]
                 await asyncio.gather(*(self._write(key, self._changes.pop(key)) for key in keys))
             self._wake.clear()
-            self._busy = False
+            self._busy = self._dropping = False
 
     @property
     def idle(self) -> bool:
