@@ -253,6 +253,18 @@ def replayed(state: State) -> list[str]:
     ]
 
 
+PLURAL = {
+    "cgroup": "cgroups",
+    "link": "links",
+    "neighbour": "fixed neighbours",
+    "netns": "namespaces",
+    "pin": "pins",
+    "route": "routes",
+    "rule": "rules",
+    "spiderendpoints": "endpoints",
+    "spideripclaims": "claims",
+}
+
 _start: dict[str, set[str]] = {}
 """What there was when the checks began, by name of the lab."""
 
@@ -286,12 +298,18 @@ def gone(state: State) -> list[str]:
     files = {node.name: Counter(snapshot.open_files(state, node.name)) for node in NODES}
     macs = come_and_go()
     before = _start[state.lab.name]
-    settle(lambda: snapshot.take(state) ^ before, lambda differing: not differing, "nothing is to be left or missing")
+
+    def differing() -> list[str]:
+        now = snapshot.take(state)
+        return [f"left {line}" for line in sorted(now - before)] + [f"lost {line}" for line in sorted(before - now)]
+
+    settle(differing, lambda lines: not lines, "everything is to be as at the start")
     for node in NODES:
         _files_closed(state, node.name, files[node.name])
     kinds = Counter(line.split(": ", 1)[-1].split(" ", 1)[0] for line in before)
-    counts = ", ".join(f"{number} {kind}s" for kind, number in sorted(kinds.items()))
+    counts = ", ".join(f"{number} {PLURAL.get(kind, kind)}" for kind, number in sorted(kinds.items()))
     return [
-        f"twice 4 pods came and went ({', '.join(macs)}); as at the start: {counts}",
+        f"twice 4 pods came and went, the last with {', '.join(macs)}",
+        f"as at the start: {counts}",
         "open files of the agents: " + ", ".join(f"{name} {sum(count.values())}" for name, count in files.items()),
     ]
