@@ -545,13 +545,13 @@ def test_an_answer_that_a_busy_event_loop_has_not_read_counts(lan: Segment) -> N
     def respond(frame: bytes) -> list[tuple[float, bytes]]:
         seen = sighting(frame)
         asked = seen and seen.asking and seen.address == FREE6
-        return [(number / 1e6, answer) for number, answer in enumerate(answers)] if asked else []
+        return [(0.2 + number / 1e6, answer) for number, answer in enumerate(answers)] if asked else []
 
     async def ask() -> str | None:
-        async with probing(host, ProbeSettings(wait=0.3, frames=1)) as nic:
+        async with probing(host, ProbeSettings(wait=0.6, frames=1)) as nic:
             question = asyncio.create_task(nic.conflict(FREE6))
             await until(lambda: any(one.sent for one in nic._questions))
-            time.sleep(0.5)  # noqa: ASYNC251 - the event loop is kept busy past the end of the wait
+            time.sleep(0.7)  # noqa: ASYNC251 - the event loop is kept busy past the end of the wait
             return await question
 
     with Answering(rival, respond):
