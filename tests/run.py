@@ -3,14 +3,19 @@
     python tests/run.py COMMAND...
 
 Before and after, the machine's network namespaces, links, cgroups and eBPF pins are listed. What the command
-left is printed, removed, and makes the run fail. Processes that outlive their parents are adopted (child subreaper), so
-exactly those that the command started are found, and no others are touched.
+left is printed, removed, and makes the run fail: that is what is new and has a name that only tests and labs give. Other
+new things are a container's that started meanwhile, say: they are only printed, and in continuous integration (CI=true),
+where nobody else is at work, they make the run fail as well. Processes that outlive their parents are adopted (child
+subreaper), so exactly those that the command started are found, and no others are touched. One run at a time works on
+a machine; the next one waits.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+LOCK = "/run/spiderpool-tests.lock"
+OURS = re.compile(r"spt|spl[a-z0-9]*(-|/|$)")
+"""How the names begin that tests and labs give."""
 GRACE = 5.0
 """Seconds that adopted processes have to end by themselves after the command ended."""
 
@@ -135,6 +143,12 @@ def main(argv: list[str]) -> int:
     if not argv:
         print(__doc__, file=sys.stderr)
         return 2
+    lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("another test run is at work on this machine, waiting for it", file=sys.stderr)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = {kind: look() for kind, look, _ in KINDS}
     command = subprocess.Popen(argv)
@@ -142,14 +156,21 @@ def main(argv: list[str]) -> int:
         signal.signal(number, lambda *_: command.send_signal(signal.SIGINT))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
     status = command.wait()
-    left = end_orphans()
+    left, foreign = end_orphans(), []
     for kind, look, remove in KINDS:
         for name in sorted(look() - before[kind], key=len, reverse=True):
+            if not OURS.match(name):
+                foreign.append(f"{kind} {name}")
+                continue
             left.append(f"{kind} {name}")
             try:
                 remove(name)
             except OSError as error:
                 left[-1] += f" (cannot be removed: {error})"
+    if foreign:
+        print("\nNew on this machine since the tests began:\n  " + "\n  ".join(foreign), file=sys.stderr)
+        if os.environ.get("CI") == "true":
+            status = status or 1
     if left:
         print("\nLeft behind by the tests, and removed now:\n  " + "\n  ".join(left), file=sys.stderr)
         return status or 1
