@@ -12,6 +12,7 @@ from agent.logs import configure
 from agent.rooms import furnish
 from agent.server import AddressInUseError
 from agent.sources import SettingsError, load, to_yaml
+from store.errors import StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def main() -> int:
     configure(settings.log.level)
     try:
         return asyncio.run(daemon.run(settings, furnish))
-    except (AddressInUseError, OSError) as error:
+    except (AddressInUseError, StoreError, OSError) as error:
         _log.critical("cannot start: %s", error)
         return 1
 

@@ -579,7 +579,7 @@ int main(int argc, char **argv)
 	int error;
 
 	signal(SIGPIPE, SIG_IGN);
-	signal(SIGXFSZ, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN); /* a full quota is an error to report, as a full disk is */
 	fill_standard_descriptors();
 	overall_deadline = now_ms() + OVERALL_MS;
 	if ((name || !isatty(STDIN_FILENO)) && (error = read_input()))

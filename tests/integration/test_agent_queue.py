@@ -329,10 +329,10 @@ def test_agent_killed_at_random_while_shims_call(cni: Installation, pod: str) ->
     answered: set[str] = set()
     deadline = time.monotonic() + 60
     number = 0
-    for _round in range(8):
+    for _round in range(6):
         with cni.agent(ready=rng.random() < 0.7) as agent:
             running_calls = []
-            for _ in range(25):
+            for _ in range(20):
                 number += 1
                 command = rng.choice(["ADD", "DEL", "DEL", "CHECK"])
                 config = stub(sleep=rng.random() * 0.05)
@@ -362,5 +362,5 @@ def test_agent_killed_at_random_while_shims_call(cni: Installation, pod: str) ->
         assert cni.queued() == []
         assert not list((cni.queue / "failed").iterdir())
     done = {line.split()[3] for line in cni.recorded() if line.startswith("end spiderpool DEL")}
-    assert len(answered) > 50
+    assert len(answered) > 30
     assert answered <= done
