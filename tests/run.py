@@ -2,12 +2,11 @@
 
     python tests/run.py COMMAND...
 
-Before and after, the machine's network namespaces, links, cgroups and eBPF pins are listed. What the command
-left is printed, removed, and makes the run fail: that is what is new and has a name that only tests and labs give. Other
-new things are a container's that started meanwhile, say: they are only printed, and in continuous integration (CI=true),
-where nobody else is at work, they make the run fail as well. Processes that outlive their parents are adopted (child
-subreaper), so exactly those that the command started are found, and no others are touched. One run at a time works on
-a machine; the next one waits.
+Before and after, the machine's network namespaces, links, cgroups and eBPF pins are listed. What is new and has a name
+that only tests and labs give is printed, removed, and makes the run fail. Other new things may be a container's that
+started meanwhile: they are only printed, but in continuous integration (CI=true), where nobody else is at work, they
+make the run fail as well. Processes that outlive their parents are adopted (child subreaper), so exactly those that
+the command started are found, and no others are touched. One run at a time works on a machine; the next one waits.
 """
 
 from __future__ import annotations

