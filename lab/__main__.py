@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
 
 from lab import checks, lifecycle, nodes, pods
-from lab.layout import BACKENDS, NODES, VIP, Lab, LabError
+from lab.layout import BACKENDS, NODES, SOURCES, VIP, Lab, LabError
 from lab.state import State
 from lab.table import Paper, Row, as_json
 
@@ -59,15 +60,17 @@ def _check(lab: Lab, paper: Paper, *, quiet: bool) -> int:
 def _how_to_poke(lab: Lab, paper: Paper) -> None:
     attachments = State.load(lab).attachments
     address = attachments[BACKENDS[0]].addresses()[0]
-    me = f"{nodes.BIN}/spiderpool-lab" + ("" if lab.name == DEFAULT_NAME else f" --name {lab.name}")
+    # Short from within the checkout, right from everywhere else.
+    programs = os.path.relpath(nodes.BIN) if os.getcwd() == SOURCES else nodes.BIN
+    me = f"{programs}/spiderpool-lab" + ("" if lab.name == DEFAULT_NAME else f" --name {lab.name}")
     ask = f"exec 3<>/dev/tcp/{VIP.v4}/80; echo hello >&3; head -1 <&3"
     paper.heading("The lab stays up. Look around:")
     for text in (
         f"{me} exec client bash -c '{ask}'",
         f"ip netns exec {lab.netns('client')} ip route show table all",
         f"ip netns exec {lab.netns(NODES[0].name)} tcpdump -ni eth0 host {address}",
-        f"{nodes.BIN}/spiderpoolctl get spiderippools --store {lab.store}",
-        f"{nodes.BIN}/spiderpoolctl get spideripclaims --store {lab.store}",
+        f"{programs}/spiderpoolctl get spiderippools --store {lab.store}",
+        f"{programs}/spiderpoolctl get spideripclaims --store {lab.store}",
         f"tail {lab.log(nodes.agent(NODES[0].name))}",
     ):
         paper.line(f"  {text}")

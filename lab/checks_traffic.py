@@ -13,6 +13,7 @@ from lab import nodes
 from lab.capture import Packet, capturing, joined
 from lab.layout import (
     BACKENDS,
+    CACHE,
     NODE_ADDRESS,
     OUTSIDE,
     PORT,
@@ -150,17 +151,23 @@ def outside(state: State) -> list[str]:
 
 
 def host(state: State) -> list[str]:
-    """Each node and each of its pods, both directions; the way is a veth, since macvlan does not reach its master."""
+    """Each node and each of its pods, both directions; the way is a veth, since macvlan does not reach its master.
+
+    And a pod and an address that only its node has, in a network that the configuration hands to the node.
+    """
     lines = []
     for pod in STANDING:
         node, took = NODE_ADDRESS[pod.node], []
         for address, own in zip(addresses_of(state, pod.name), node, strict=True):
             there = call(state, host_actor(pod.node), address, PORT, named=pod.name, seen_as=own)
             back = call(state, pod.name, own, PORT, named=host_actor(pod.node), seen_as=address)
-            took.append(f"{own} → {address} {there['milliseconds']:.2f} ms, back {back['milliseconds']:.2f} ms")
+            took.append(f"{address} {there['milliseconds']:.2f} ms, back {back['milliseconds']:.2f} ms")
         way = json.loads(run(["ip", "-j", "-n", state.lab.netns(pod.node), "route", "get", address]))[0]["dev"]
         require(way.startswith("veth"), f"{pod.node} reaches {pod.name} by {way}, not by its veth")
         lines.append(f"{pod.node} ↔ {pod.name} by {way}: {'; '.join(took)}")
+    for address, cache in zip(addresses_of(state, "client"), CACHE, strict=True):
+        reply = call(state, "client", cache, PORT, named=host_actor("node1"), seen_as=address)
+        lines.append(f"client → {cache}, the node's own: {reply['answer']['name']} answers and sees {address}")
     return lines
 
 
@@ -172,7 +179,7 @@ def on_the_wire(packets: list[Packet], reply: Any, vip: str, source: str, target
     require({packet.target for packet in asked} <= targets, f"{asked[0]} went to none of the backends {targets}")
     stray = [packet for packet in packets if vip in (packet.source, packet.target)]
     require(not stray, f"the service's address was on the wire: {stray[:1]}")
-    return f"{asked[0]}; the VIP in 0 of {len(packets)} packets"
+    return f"{asked[0]}, VIP in 0 of {len(packets)} packets"
 
 
 def through_service(state: State, caller: str, sources: list[str], op: str, port: int) -> list[str]:

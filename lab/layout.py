@@ -67,6 +67,8 @@ OUTSIDE_ROUTER = Dual("192.0.2.1", "2001:db8::1")
 STOLEN = Dual("172.20.0.160", "fd00:20::160")
 """The only addresses of the pools `contested-*`; the rival has them. Same as in manifests/pools.yaml."""
 NODE_ADDRESS = {node.name: node.address for node in NODES if node.address is not None}
+CACHE = Dual("169.254.25.10", "fd00:25::10")
+"""What each node has for itself, as a node-local DNS cache has; within hijackCIDR of manifests/underlay.conflist."""
 
 VIP = Dual("10.96.0.10", "fd00:96::10")
 """Service web: TCP 80 and UDP 7, backends web-2 and web-3. Same as in manifests/services.yaml."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable
 
-from lab.layout import NODES, OUTSIDE, OUTSIDE_ROUTER, PORTS, PREFIX, RIVAL, ROUTER, STOLEN, Dual, Lab
+from lab.layout import CACHE, NODES, OUTSIDE, OUTSIDE_ROUTER, PORTS, PREFIX, RIVAL, ROUTER, STOLEN, Dual, Lab
 from lab.process import in_netns, run
 
 SEGMENT = "segment"
@@ -54,6 +54,8 @@ def create(lab: Lab) -> None:
             commands += _address(port.address, "eth0")
         if port in NODES:
             commands += [f"route add default via {gateway}" for gateway in ROUTER.address or ()]
+            commands += ["link add nodelocal type bridge", "link set nodelocal up"]
+            commands += [f"address add {address} dev nodelocal nodad" for address in CACHE]
         _batch(commands, lab.netns(port.name))
     _batch(
         ["link set lo up", *_address(OUTSIDE, "eth0"), *(f"route add default via {gw}" for gw in OUTSIDE_ROUTER)],
