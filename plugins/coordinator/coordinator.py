@@ -62,7 +62,7 @@ class Coordinator(Plugin):
         self._host.close()
 
     async def add(self, call: Call) -> Mapping[str, Any]:
-        """Wire the pod's NIC; returns prevResult, in which the NIC has the MAC address that it has now."""
+        """Wire the pod's NIC; returns prevResult as it came but for the MAC that `podMACPrefix` gave the NIC."""
         config = parse_config(call.config, self._settings)
         _require_previous(call)
         result = pass_on(call.config["prevResult"], call.cni_version)
@@ -71,6 +71,8 @@ class Coordinator(Plugin):
         attachment = _attachment(call)
         async with self._places, self._in_progress(attachment.host_link):
             attached = await self._attach(call, config, attachment)
+        if not config.pod_mac_prefix:
+            return result
         return with_mac(result, call.ifname, attached.plan.pod_mac or attached.pod.nic.mac)
 
     async def delete(self, call: Call) -> None:

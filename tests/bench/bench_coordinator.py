@@ -36,9 +36,9 @@ POD_MAC, NODE_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 def node_batch(pod: Pod) -> str:
     """What the coordinator does on the node; the rule that all pods share is there already."""
     link = pod.host_link
+    peer = f"veth0 address {POD_MAC} mtu 1500 netns {pod.name}"
     lines = [
-        f"link add {link} address {NODE_MAC} mtu 1500 type veth peer name veth0 address {POD_MAC} mtu 1500"
-        f" netns {pod.name}",
+        f"link add {link} address {NODE_MAC} mtu 1500 type veth peer name {peer}",
         f"link set {link} up alias spiderpool:{pod.container_id}:eth0:underlay",
     ]
     for address, length in ((pod.v4, 32), (pod.v6, 128)):

@@ -30,6 +30,8 @@ NODE4, NODE6 = "172.31.9.2", "fd31:9::2"
 ROUTER4, ROUTER6 = "172.31.9.1", "fd31:9::1"
 SECOND4, SECOND6 = "10.77.0.1", "fd77::1"
 """Further addresses of the node, on its link to `far`."""
+FIRST4 = "10.88.0.1"
+"""The node's first address in the kernel's order, and not the one from which it sends to its pods."""
 FAR4, FAR6 = "198.51.100.7", "2001:db8:7::7"
 """Somebody behind the node, whose address is not the node's."""
 SERVICE4, SERVICE6 = "10.96.0.0/12", "fd00:96::/112"
@@ -208,7 +210,7 @@ def _lay_out(name: str, router: str, far: str) -> None:
     ip("-n", router, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", name)
     ip("-n", far, "link", "add", "eth0", "type", "veth", "peer", "name", "eth2", "netns", name)
     for namespace, link, addresses in (
-        (name, "eth0", (f"{NODE4}/24", f"{NODE6}/64")),
+        (name, "eth0", (f"{FIRST4}/24", f"{NODE4}/24", f"{NODE6}/64")),
         (name, "eth2", (f"{SECOND4}/24", f"{SECOND6}/64")),
         (router, "eth0", (f"{ROUTER4}/24", f"{ROUTER6}/64")),
         (far, "eth0", ("10.77.0.2/24", "fd77::2/64", f"{FAR4}/32", f"{FAR6}/128")),

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from plugins.coordinator.add import Attached, Task, attach
 from plugins.coordinator.coordinator import Coordinator
+from plugins.coordinator.host import Host
 from plugins.coordinator.probe import Prober, ProbeSettings
 from plugins.coordinator.settings import CoordinatorSettings
 from plugins.errors import (
@@ -67,8 +69,19 @@ def pod(here: Node) -> Iterator[Pod]:
 
 
 def test_prev_result_comes_back_unchanged(here: Node, pod: Pod) -> None:
-    assert here.add(pod, **FULL) == pod.previous("1.1.0")
-    assert here.add(pod, **FULL, cniVersion="0.4.0") == pod.previous("0.4.0")
+    assert here.add(pod, hijackCIDR=FULL["hijackCIDR"]) == pod.previous("1.1.0")
+    assert here.add(pod, cniVersion="0.4.0") == pod.previous("0.4.0")
+
+
+def test_a_new_mac_shows_in_the_result(here: Node, pod: Pod) -> None:
+    """Else the CHECK of the plugin that made the NIC would find another than it had told of."""
+    for _ in range(2):
+        result = dict(here.add(pod, podMACPrefix="0a:1b"))
+        (interface,) = result["interfaces"]
+        mac = interface.pop("mac")
+        assert f"link/ether {mac} " in pod.ip("link", "show", "eth0")
+        assert mac.startswith("0a:1b:")
+        assert result == pod.previous("1.1.0")
 
 
 def test_members_of_the_configuration_show(here: Node, pod: Pod) -> None:
@@ -233,10 +246,59 @@ def test_a_cancelled_add_takes_everything_back(here: Node) -> None:
         assert pod_state(pod) == inside, wait
 
 
+def test_cancelled_when_all_is_done(here: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread did not notice in time that its caller had gone."""
+    pod = here.pod()
+    before, inside = here.state(), pod_state(pod)
+
+    def heedless(host: Host, task: Task, _: Callable[[], bool]) -> Attached:
+        return attach(host, task, lambda: False)
+
+    monkeypatch.setattr("plugins.coordinator.coordinator.attach", heedless)
+
+    async def body(coordinator: Coordinator) -> None:
+        task = asyncio.ensure_future(coordinator.add(pod.call(**FULL)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    here.on(body)
+    assert here.state() == before
+    assert pod_state(pod) == inside
+
+
+def test_cancelled_while_it_announces(here: Node) -> None:
+    pod = here.pod()
+    before, inside = here.state(), pod_state(pod)
+
+    class Slow(Prober):
+        async def open(self, netns_fd: int, ifname: str) -> Any:
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        prober = Slow(ProbeSettings())
+        coordinator = Coordinator(CoordinatorSettings(), prober)
+        try:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await coordinator.add(pod.call(**FULL))
+        finally:
+            await coordinator.close()
+            await prober.close()
+
+    here.run(lambda: asyncio.run(main()))
+    assert here.state() == before
+    assert pod_state(pod) == inside
+
+
 KILLED = """
 import asyncio, os, sys
 from plugins.cni import Call
+from plugins.coordinator.add import Attached, Task, attach
 from plugins.coordinator.coordinator import Coordinator
+from plugins.coordinator.host import Host
 from plugins.coordinator.probe import Prober, ProbeSettings
 from plugins.coordinator.settings import CoordinatorSettings
 from plugins.net.netlink import Netlink
@@ -295,6 +357,8 @@ def test_an_earlier_owner_of_the_address_gives_way(here: Node) -> None:
     new = here.pod(*old.addresses)
     here.add(new)
     here.check(new)
+    assert f"default via {NODE4} " in new.ip("route", "show", "table", "100")
+    assert new.v4 not in here.ip("neigh", "show", "dev", old.host_link)
     for address in (new.v4, new.v6):
         assert tcp(here.fd, new.fd, address)
         assert tcp(new.fd, here.fd, NODE6 if ":" in address else NODE4) == address
