@@ -140,6 +140,27 @@ def test_a_macvlan_hears_others_detect_the_same_address(lan: Segment) -> None:
         assert find(pod, FREE6, PATIENT) == rival.mac
 
 
+def test_the_groups_are_joined_and_left(lan: Segment) -> None:
+    def groups(host: Host) -> dict[str, str]:
+        out = subprocess.run(["ip", "-n", host.netns, "maddr", "show", "dev", "eth0"], check=True, capture_output=True)
+        lines = [line.split() for line in out.stdout.decode().splitlines()]
+        return {words[1]: " ".join(words[2:]) for words in lines if words[0] == "link"}
+
+    all_nodes, own_group = "33:33:00:00:00:01", "33:33:ff:00:00:06"
+
+    async def ask() -> None:
+        async with probing(host) as nic:
+            assert await nic.conflict(FREE6) is None
+            assert groups(host).keys() >= before.keys() | {own_group}
+            assert groups(host)[all_nodes] != before[all_nodes], "one more member"
+
+    host = lan.add_host()
+    before = groups(host)
+    assert own_group not in before
+    asyncio.run(ask())
+    assert groups(host) == before
+
+
 def test_ipv6_is_probed_although_the_pod_has_it_switched_off(lan: Segment) -> None:
     owner, host = lan.add_host(f"{USED6}/64"), lan.add_host(up=False)
     host.sysctl("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")

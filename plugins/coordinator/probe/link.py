@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from plugins.coordinator.probe.frames import ARPHRD_ETHER
 
 RTM_NEWLINK = 16
-RTM_DELLINK = 17
 RTM_GETLINK = 18
 NLMSG_ERROR = 2
 NLM_F_REQUEST = 1
@@ -41,7 +40,7 @@ class Link:
     def __init__(self, ifname: str) -> None:
         """Subscribe to changes, then look, so that no change falls between. Call it in the NIC's namespace.
 
-        Raises OSError: ENODEV if there is no such NIC, ENOTSUP if it is no Ethernet.
+        Raises OSError, also if there is no such NIC or it is no Ethernet.
         """
         self.mac = b""
         self._flags = 0
@@ -70,7 +69,7 @@ class Link:
     def read_changes(self) -> Iterator[bool]:
         """After each change of the NIC that is waiting on the nonblocking socket: whether it is operational.
 
-        Raises OSError: ENODEV if the NIC is gone from its namespace, ENOBUFS if changes were lost.
+        A NIC that goes away is down before. Raises OSError: ENOBUFS if changes were lost.
         """
         while True:
             try:
@@ -99,13 +98,11 @@ class Link:
 
     def _learn(self, kind: int, body: bytes) -> bool:
         """Take over what a message says about this NIC; whether it said anything."""
-        if kind not in (RTM_NEWLINK, RTM_DELLINK):
+        if kind != RTM_NEWLINK:
             return False
         family, hardware, index, flags, _ = IFINFO.unpack_from(body)
         if family != socket.AF_UNSPEC or index != self.index:
             return False
-        if kind == RTM_DELLINK:
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         if hardware != ARPHRD_ETHER:
             raise OSError(errno.ENOTSUP, "not an Ethernet NIC")
         self._flags = flags
