@@ -147,9 +147,9 @@ def test_killed_agent_never_duplicates_or_loses_an_address(lab: Lab) -> None:
     print(f"{kills.result()} kills, {sum(sandboxes) - PAIRS} of {sum(sandboxes)} sandboxes interrupted")
 
     end = time.monotonic() + 30
-    while nodes.queued(lab, NODE) != ["failed"] and time.monotonic() < end:
+    while nodes.queued(lab, NODE) and time.monotonic() < end:
         time.sleep(0.05)
-    assert nodes.queued(lab, NODE) == ["failed"], "every queued deletion was replayed"
+    assert not nodes.queued(lab, NODE), "every queued deletion was replayed"
     assert not os.listdir(f"{lab.queue(NODE)}/failed")
     assert claims(lab) == before_claims
     assert node_state(lab) == before_node
