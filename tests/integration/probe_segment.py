@@ -117,10 +117,10 @@ class Answering(Thread):
         due: list[tuple[float, bytes]] = []
         while True:
             wait = max(0.0, due[0][0] - time.monotonic()) if due else None
-            ready, _, _ = select.select([self._socket, self._wake], [], [], wait)
+            ready, _, _ = select.select([self._socket.fileno(), self._wake], [], [], wait)
             if self._wake in ready:
                 return
-            if self._socket in ready:
+            if self._socket.fileno() in ready:
                 answers = self._respond(self._socket.recv(2048))
                 due = sorted([*due, *((time.monotonic() + delay, frame) for delay, frame in answers)])
                 if answers:
