@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,27 @@ def test_an_address_stolen_between_two_sandboxes_is_kept_and_reported(tmp_path: 
             assert again != [address]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_kernel_does_not_ask_for_duplicates_again(tmp_path: Path, lan: Segment, asked: bool) -> None:
+    """After our probe the address is usable at once; without one the kernel's own detection stays on."""
+    pod = pod_nic(lan)
+
+    async def main() -> Any:
+        settings = IpamSettings(enable_ip_conflict_detection=asked)
+        async with node(tmp_path, settings=settings, probe=PROBE) as (ipam, store):
+            await pool(store, "v6", "fd06::10-fd06::20")
+            return await ipam.add(call("a", v4=(), v6=("v6",), netns_fd=pod.fd))
+
+    (address,) = [ip["address"] for ip in asyncio.run(main())["ips"]]
+    pod.ip("link", "set", "eth0", "up")
+    pod.ip("address", "add", address, "dev", "eth0")
+    shown = subprocess.run(
+        ["ip", "-n", pod.netns, "-6", "address", "show", "dev", "eth0"], capture_output=True, text=True, check=True
+    ).stdout
+    assert address in shown
+    assert ("tentative" in shown) is not asked
 
 
 def test_check(tmp_path: Path, lan: Segment) -> None:
