@@ -10,7 +10,7 @@ import signal
 import string
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from lab import nodes, pods, topology
@@ -51,10 +51,18 @@ def preflight(lab: Lab) -> None:
 
 
 def parallel(work: Iterable[Callable[[], object]]) -> None:
-    """Do all at once and wait for all; then raise the first failure."""
+    """Do all at once and wait for all; then raise the first failure.
+
+    An interrupt, too, waits for what is under way: whoever cleans up next must not have somebody behind them who goes
+    on making things.
+    """
     jobs = list(work)
-    with ThreadPoolExecutor(max_workers=max(1, len(jobs))) as pool:
+    pool = ThreadPoolExecutor(max_workers=max(1, len(jobs)))
+    try:
         futures: list[Future[object]] = [pool.submit(job) for job in jobs]
+        wait(futures)
+    finally:
+        pool.shutdown(wait=True)
     for future in futures:
         future.result()
 

@@ -74,21 +74,25 @@ def prepare(lab: Lab, node: str) -> None:
         yaml.safe_dump(settings(lab, node), file, sort_keys=False)
 
 
+def entering(folder: str) -> list[str]:
+    """What to put in front of a command so that it runs in a cgroup, and ends with the lab whatever becomes of us."""
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "enter.py")
+    return [sys.executable, "-I", "-S", script, f"{folder}/cgroup.procs"]
+
+
 def start_agent(state: State, node: str) -> float:
     """Start the node's agent and wait until it is ready; the seconds it took. Raises LabError with the log's end."""
     lab = state.lab
     begin = time.monotonic()
     name, log = agent(node), lab.log(agent(node))
     told = f"{lab.node(node)}/notify.sock"
-    enter = os.path.join(os.path.dirname(os.path.abspath(__file__)), "enter.py")
-    procs = f"{cgroup(lab, node, 'agent')}/cgroup.procs"
     program = [f"{BIN}/spiderpool-agent", "--config", f"{lab.node(node)}/agent.yaml"]
     with contextlib.suppress(FileNotFoundError):
         os.unlink(told)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(told)
         process = spawn(
-            [sys.executable, "-I", "-S", enter, procs, *program],
+            [*entering(cgroup(lab, node, "agent")), *program],
             netns=lab.netns_path(node),
             log=log,
             NOTIFY_SOCKET=told,
@@ -168,7 +172,8 @@ def queued(lab: Lab, node: str) -> list[str]:
 
 def ctl(lab: Lab, *arguments: str, stdin: str = "") -> str:
     """Output of `spiderpoolctl` on the lab's store. Raises LabError with what it said."""
-    return run([f"{BIN}/spiderpoolctl", *arguments, "--store", lab.store], stdin=stdin)
+    argv = [f"{BIN}/spiderpoolctl", *arguments, "--store", lab.store]
+    return run(argv, before=entering(cgroup(lab, "elsewhere")), stdin=stdin)
 
 
 def ctl_list(lab: Lab, kind: str) -> list[dict[str, Any]]:

@@ -48,11 +48,18 @@ def in_netns(path: str, work: Callable[[], T]) -> T:
         return fresh.submit(enter).result()
 
 
-def run(argv: Sequence[str], *, stdin: str = "", netns: str = "", timeout: float = 20) -> str:
-    """Standard output of a command. Raises LabError with what it said if it fails or takes too long."""
+def run(
+    argv: Sequence[str], *, before: Sequence[str] = (), stdin: str = "", netns: str = "", timeout: float = 20
+) -> str:
+    """Standard output of a command. Raises LabError with what it said if it fails or takes too long.
+
+    `before` is a program that becomes the command, and not worth a mention.
+    """
 
     def work() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            [*before, *argv], input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+        )
 
     try:
         result = in_netns(netns, work) if netns else work()
