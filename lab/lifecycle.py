@@ -119,7 +119,7 @@ def await_service(lab: Lab, address: str, port: int) -> str:
 def up(lab: Lab, paper: Paper) -> State:
     """Everything, with some pods running; what a failure leaves is removed. Raises LabError."""
     preflight(lab)
-    os.makedirs(lab.state, mode=0o700)
+    _make_state(lab)
     with locked(lab):
         state = State(lab)
         try:
@@ -128,6 +128,15 @@ def up(lab: Lab, paper: Paper) -> State:
             _remove(lab)
             raise
     return state
+
+
+def _make_state(lab: Lab) -> None:
+    # The folder of all labs goes with the last of them, maybe just now, between its making and ours.
+    for _ in range(10):
+        with contextlib.suppress(FileNotFoundError):
+            os.makedirs(lab.state, mode=0o700)
+            return
+    raise LabError(f"{STATE_ROOT} vanishes again and again")
 
 
 def _up(state: State, paper: Paper) -> None:

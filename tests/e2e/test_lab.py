@@ -46,6 +46,13 @@ def lab(name: str, *arguments: str, timeout: float = 110) -> subprocess.Complete
     )
 
 
+def succeed(name: str, *arguments: str) -> str:
+    """Standard output of a lab command that must succeed."""
+    done = lab(name, *arguments)
+    assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
 def cgroup2() -> str:
     with open("/proc/mounts") as mounts:
         return next(fields[1] for fields in map(str.split, mounts) if fields[2] == "cgroup2")
@@ -80,9 +87,7 @@ def name() -> Iterator[str]:
 
 
 def test_proves_everything_and_leaves_nothing(name: str) -> None:
-    up = lab(name, "up")
-    assert up.returncode == 0, up.stdout + up.stderr
-    assert f"spiderpool-lab --name {name} down" in up.stdout  # it says how to go on
+    assert f"spiderpool-lab --name {name} down" in succeed(name, "up")  # it says how to go on
     try:
         checked = lab(name, "check", "--json")
         rows = {row["name"]: row for row in json.loads(checked.stdout)["checks"]}
@@ -94,17 +99,16 @@ def test_proves_everything_and_leaves_nothing(name: str) -> None:
         again = lab(name, "up")
         assert (again.returncode, "up already" in again.stderr) == (2, True), again.stderr
 
-        inside = lab(name, "exec", "client", "--", "cat", "/proc/self/cgroup")
-        assert f"0::/{name}/node1/pods/client" in inside.stdout.splitlines()
+        inside = succeed(name, "exec", "client", "--", "cat", "/proc/self/cgroup")
+        assert f"0::/{name}/node1/pods/client" in inside.splitlines()
     finally:
-        down = lab(name, "down")
-    assert down.returncode == 0, down.stderr
+        succeed(name, "down")
     assert traces(name) == []
 
 
 def test_a_broken_lab_fails_its_check(name: str) -> None:
     """The table must be able to say no: cut the wire of one node."""
-    assert lab(name, "up").returncode == 0
+    succeed(name, "up")
     subprocess.run(["ip", "-n", f"{name}-segment", "link", "set", "node2", "down"], check=True)
     checked = lab(name, "check", "--json")
     rows = {row["name"]: row for row in json.loads(checked.stdout)["checks"]}
@@ -123,7 +127,7 @@ def test_down_after_up_was_killed_leaves_nothing(name: str) -> None:
         up.send_signal(signal.SIGKILL)
     refused = lab(name, "up")
     assert (refused.returncode, "half-way up" in refused.stderr) == (2, True), refused.stderr
-    assert lab(name, "down").returncode == 0
+    succeed(name, "down")
     assert traces(name) == []
 
 
@@ -150,13 +154,11 @@ def test_agent_that_does_not_start_is_shown(name: str, tmp_path: os.PathLike[str
 def test_two_labs_beside_each_other(name: str) -> None:
     other = f"{name}x"
     try:
-        assert lab(name, "up").returncode == 0
-        second = lab(other, "up")
-        assert second.returncode == 0, second.stderr
+        succeed(name, "up")
+        succeed(other, "up")
     finally:
-        assert lab(other, "down").returncode == 0
-    kept = lab(name, "exec", "client", "--", "ip", "-br", "address", "show", "eth0")
-    assert "172.20.0." in kept.stdout
+        succeed(other, "down")
+    assert "172.20.0." in succeed(name, "exec", "client", "--", "ip", "-br", "address", "show", "eth0")
     assert traces(other) == []
 
 
