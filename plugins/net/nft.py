@@ -4,15 +4,15 @@ One table in the pod's namespace, the same for every pod, so the whole transacti
 
     table inet spiderpool {
       chain prerouting { type filter hook prerouting priority mangle;
-        iifname "veth0" ct state new meta mark set 0x1
-        meta mark 0x1 ct mark set meta mark }
+        iifname "veth0" ct state new ct mark set 0x1 }
       chain output { type route hook output priority mangle;
-        meta mark set ct mark }
+        ct mark 0x1 meta mark set 0x1 }
     }
 
-A connection that enters through veth0 is marked; what the pod sends on it gets the mark back, and a chain of type
-`route` makes the kernel look its route up again, now with the rule for that mark. nf_tables takes a batch as a whole
-or not at all: a table of this name that exists is complete. Layout: include/uapi/linux/netfilter/nf_tables.h.
+A connection that enters through veth0 is marked; what the pod sends on it gets that mark, and a chain of type `route`
+makes the kernel look its route up again, now with the rule for the mark. Other packets keep the marks that applications
+or meshes gave them (SO_MARK). nf_tables takes a batch as a whole or not at all: a table of this name that exists is
+complete. Layout: include/uapi/linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
@@ -105,9 +105,6 @@ def _immediate(value: int) -> bytes:
     return _expression("immediate", _u32(1, _REGISTER), _value(2, struct.pack("=I", value)))
 
 
-_MARK_BYTES = struct.pack("=I", MARK)
-
-
 def _rules(interface: str) -> list[tuple[str, bytes]]:
     """(chain, expressions) of each rule."""
     return [
@@ -121,22 +118,21 @@ def _rules(interface: str) -> list[tuple[str, bytes]]:
                     _and(_CT_NEW),
                     _compare(_NOT_EQUAL, struct.pack("=I", 0)),
                     _immediate(MARK),
-                    _store_meta(_META_MARK),
-                )
-            ),
-        ),
-        (
-            "prerouting",
-            b"".join(
-                (
-                    _load_meta(_META_MARK),
-                    _compare(_EQUAL, _MARK_BYTES),
-                    _load_meta(_META_MARK),
                     _store_ct(_CT_MARK),
                 )
             ),
         ),
-        ("output", _load_ct(_CT_MARK) + _store_meta(_META_MARK)),
+        (
+            "output",
+            b"".join(
+                (
+                    _load_ct(_CT_MARK),
+                    _compare(_EQUAL, struct.pack("=I", MARK)),
+                    _immediate(MARK),
+                    _store_meta(_META_MARK),
+                )
+            ),
+        ),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from functools import partial
@@ -85,12 +86,17 @@ def _received(here: Node, link: str) -> int:
 @pytest.mark.parametrize("version", [4, 6])
 def test_the_segment_reaches_the_pod_by_its_own_nic(here: Node, pod: Pod, version: int) -> None:
     own, router = (pod.v4, ROUTER4) if version == 4 else (pod.v6, ROUTER6)
-    before = _received(here, pod.host_link)
-    assert tcp(here.router_fd, pod.fd, own) == router
-    assert tcp(pod.fd, here.router_fd, router) == own
-    assert udp(here.router_fd, pod.fd, own) == router
-    ping(here.router_fd, own)
-    assert _received(here, pod.host_link) == before
+
+    def unseen_by_the_node() -> bool:
+        before = _received(here, pod.host_link)
+        assert tcp(here.router_fd, pod.fd, own) == router
+        assert tcp(pod.fd, here.router_fd, router) == own
+        assert udp(here.router_fd, pod.fd, own) == router
+        ping(here.router_fd, own)
+        return _received(here, pod.host_link) == before
+
+    # veth0's own router solicitations and listener reports come seconds apart.
+    assert any(unseen_by_the_node() for _ in range(3))
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -113,6 +119,22 @@ def test_without_marks_it_would_not_be_answered(here: Node) -> None:
             tcp(here.far_fd, other.fd, own, far, wait=SHORT)
         with pytest.raises(TimeoutError):
             ping(here.far_fd, own, far, wait=SHORT)
+
+
+@pytest.mark.parametrize("router", [ROUTER4, ROUTER6])
+def test_an_applications_own_mark_survives(here: Node, router: str) -> None:
+    """Meshes tell their own packets by SO_MARK; only what goes back through veth0 is ours to mark."""
+    other = here.pod()
+    here.add(other)
+    rules = "table inet seen { chain output { type filter hook output priority 0; meta mark 1337 counter; }; }"
+    other.run(lambda: subprocess.run(["nft", rules], check=True, timeout=10))
+    family = socket.AF_INET6 if ":" in router else socket.AF_INET
+    with other.run(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1337)
+        for _ in range(3):
+            sender.sendto(b"marked", (router, 9))
+    seen = other.run(lambda: subprocess.check_output(["nft", "list", "table", "inet", "seen"], timeout=10))
+    assert b"counter packets 3 " in seen
 
 
 @pytest.mark.parametrize("rp_filter", ["1", "2"])
