@@ -25,6 +25,7 @@ _SEND_DEADLINE = 5.0
 """Seconds that a peer may take to read its reply."""
 _ROLLBACK_DEADLINE = 5.0
 """Seconds for calls that were cancelled at the stop to roll back."""
+_STOPPING = "it is stopping"
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _log = logging.getLogger(__name__)
@@ -96,10 +97,11 @@ class Server:
         with suppress(FileNotFoundError):
             if os.stat(self._path).st_ino == self._inode:
                 os.unlink(self._path)
-        self._accept()
         asyncio.get_running_loop().remove_reader(self._listener)
+        self._turn_away(self._listener)
         self._listener.close()
         self._listener = None
+        await asyncio.sleep(0)  # a task that has not begun would be cancelled before it can answer
         for task in self._tasks - self._host.executing:
             task.cancel()
         if self._tasks:
@@ -134,7 +136,8 @@ class Server:
                 connection.close()
             elif len(self._tasks) >= self._capacity:
                 metrics.REFUSED.labels("busy").inc()
-                self._refuse(connection)
+                text = f"it is busy: {len(self._tasks)} calls execute or wait, the limit is {self._capacity}"
+                _refuse(connection, Status.BUSY, text)
             else:
                 task = asyncio.get_running_loop().create_task(self._serve(connection))
                 self._tasks.add(task)
@@ -152,13 +155,13 @@ class Server:
 
         loop.call_later(_ACCEPT_PAUSE, resume)
 
-    def _refuse(self, connection: socket.socket) -> None:
-        body = f"it is busy: {len(self._tasks)} calls execute or wait, the limit is {self._capacity}".encode()
-        with connection:
-            try:
-                connection.send(encode_reply(Status.BUSY, body), socket.MSG_NOSIGNAL)  # fits an empty buffer
-            except OSError:
-                return
+    def _turn_away(self, listener: socket.socket) -> None:
+        """Answer what is in the listen queue; nothing is added to it any more, the path is gone."""
+        with suppress(OSError):  # empty; or without descriptors, when closing it must do
+            for _ in range(_BACKLOG + 1):
+                connection, _ = listener.accept()
+                connection.setblocking(False)
+                _refuse(connection, Status.STOPPING, _STOPPING)
 
     async def _serve(self, connection: socket.socket) -> None:
         """One connection: one request, one reply."""
@@ -171,7 +174,7 @@ class Server:
                 reply = await self._host.call(request, fds[0] if fds else None)
                 answer = encode_reply(reply.status, reply.body)
             except asyncio.CancelledError:  # by `stop`, and by nobody else
-                answer = encode_reply(Status.STOPPING, b"it is stopping")
+                answer = encode_reply(Status.STOPPING, _STOPPING.encode())
             async with asyncio.timeout(_SEND_DEADLINE):
                 await send_reply(connection, answer)
         except FrameError as error:
@@ -186,6 +189,15 @@ class Server:
         finally:
             close_all(fds)
             connection.close()
+
+
+def _refuse(connection: socket.socket, status: Status, text: str) -> None:
+    """Answer a call that is not taken, and hang up."""
+    with connection:
+        try:
+            connection.send(encode_reply(status, text.encode()), socket.MSG_NOSIGNAL)  # fits an empty buffer
+        except OSError:
+            return
 
 
 def _refuse_if_answered(path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,11 +14,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.host import Host
+from agent.server import Server
+from agent.settings import ServerSettings
+from agent.wire import Status
+from plugins.cni import Call
 from tests.integration.installation import CONFIG, ROOT, Agent, Installation, collect, netns
 
 
@@ -389,6 +396,30 @@ def test_stop_finishes_what_executes_and_hands_on_what_waits(cni: Installation, 
     ends = [line.split()[3] for line in cni.recorded() if line.startswith("end")]
     assert sorted(ends) == ["del", "later", "run0", "run1"]
     assert ends[-1] == "later"
+
+
+def test_stop_answers_what_is_in_the_listen_queue(tmp_path: Path) -> None:
+    """More connections than one turn of the event loop takes: none may be cut off without an answer."""
+    settings = ServerSettings(socket=str(tmp_path / "cni.sock"))
+    request = frame(CNI_COMMAND="DEL", CNI_CONTAINERID="c", CNI_IFNAME="eth0", SPIDERPOOL_PLUGIN="ifacer")
+
+    async def admit(_: Call) -> None:
+        return
+
+    async def main() -> None:
+        server = Server(settings)
+        server.claim()
+        server.listen(Host({}, settings, admit))
+        with ExitStack() as stack:
+            clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
+            for client in clients:
+                client.settimeout(5)
+                client.connect(settings.socket)
+                client.sendall(request)
+            await server.stop(1)
+            assert {client.recv(8) for client in clients} == {b"SPD1" + struct.pack("!I", Status.STOPPING)}
+
+    asyncio.run(main())
 
 
 def test_stop_does_not_wait_for_ever(cni: Installation, pod: str) -> None:
