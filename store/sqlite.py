@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, Self, cast
@@ -181,8 +182,9 @@ class SqliteStore(Store):
         result = await self._writes.call(write)
         self._uncheckpointed += 1
         if self._uncheckpointed >= self._settings.checkpoint:
-            self._uncheckpointed = 0
-            self._scans.submit(checkpoint).future.add_done_callback(_report_checkpoint)
+            with suppress(UnavailableError):  # a full queue must not make the caller believe that nothing was written
+                self._scans.submit(checkpoint).future.add_done_callback(_report_checkpoint)
+                self._uncheckpointed = 0
         return result
 
     async def _events(self, since: int, kind: str | None) -> Page:

@@ -8,6 +8,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager, closing, suppress
@@ -144,6 +145,19 @@ class TestFile:
                 return os.stat(path + "-wal").st_size
 
         assert asyncio.run(main()) < 3 << 20
+
+    def test_a_checkpoint_that_finds_no_place_spoils_no_write(self, path: str) -> None:
+        async def main() -> None:
+            go = threading.Event()
+            async with opened(path, checkpoint=1, queue=2) as store:
+                for _ in range(2):
+                    store._scans.submit(lambda _: go.wait())
+                try:
+                    await store.create(claim(1))
+                finally:
+                    go.set()
+
+        asyncio.run(main())
 
     def test_a_reader_that_hangs_does_not_stop_writers(
         self, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
