@@ -305,9 +305,13 @@ class Allocator:
         deadline = self._settings.rollback_deadline
         doubtful: list[Claim] = []
         if attempt.pending:
-            await asyncio.wait(attempt.pending, timeout=deadline)
+            _, late = await asyncio.wait(attempt.pending, timeout=deadline)
+            for task in late:
+                task.cancel()  # else it would go on asking for the claim that is to be deleted
+            if late:
+                await asyncio.wait(late)
         for task, claim in attempt.pending.items():
-            if not task.done() or task.cancelled() or isinstance(task.exception(), UncertainError):
+            if task.cancelled() or isinstance(task.exception(), UncertainError):
                 doubtful.append(claim)
             elif task.exception() is None:
                 attempt.made.append(task.result())
@@ -327,7 +331,7 @@ class Allocator:
         """Delete a claim of an ADD that failed, whether or not its creation was seen to succeed. Raises StoreError."""
         made: Claim | None = claim
         if not claim.metadata.uid:
-            made = await self._writer.read(claim.metadata.name)
+            made = await self._writer.read_after_writes(claim.metadata.name)
         if made is not None and same_claim(claim)(made):
             await self._writer.release(made, same_claim(claim), metrics.allocation_conflicts)
         self.leftovers.pop(claim.metadata.name, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 from msgspec.structs import replace
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 8
 """How often a write is tried again after its answer was lost or somebody else wrote in between."""
+
+_NOBODYS = "00000000-0000-0000-0000-000000000000"
+"""The nil UUID (RFC 9562 section 5.9): no object's uid."""
 
 
 def new_claim(request: Request, *, node: str, pool: str, address: Address, set_size: int, inode: int) -> Claim:
@@ -155,6 +159,16 @@ class ClaimWriter:
             return await self._store.get(Claim, name)
         except NotFoundError:
             return None
+
+    async def read_after_writes(self, name: str) -> Claim | None:
+        """The claim as it is once every write that was begun before is decided, or None. Raises StoreError.
+
+        A read overtakes a creation that hangs in the store and lands later. So a write goes first that waits its turn
+        and cannot change anything: the deletion of an object that nobody has.
+        """
+        with suppress(ConflictError, NotFoundError):
+            await self._store.delete(Claim, name, uid=_NOBODYS)
+        return await self.read(name)
 
     def learn(self, claim: Claim) -> Claim:
         """Tell the caches; returns the claim."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -346,6 +348,25 @@ def test_the_deadline_leaves_nothing(tmp_path: Path) -> None:
             with pytest.raises(TryAgainLaterError, match="too long"):
                 await ipam.add(call("a"))
             go.set()
+            assert not await claims(store)
+
+    asyncio.run(main())
+
+
+def test_a_creation_that_lands_after_the_deadline_leaves_nothing(tmp_path: Path) -> None:
+    """The store hangs in the middle of the write, while reads of it go on."""
+
+    async def main() -> None:
+        settings = IpamSettings(add_deadline=0.2, rollback_deadline=0.2, partial_grace=0.4)
+        async with node(tmp_path, settings=settings) as (ipam, store):
+            await pool(store, "v4", "10.6.0.10-10.6.0.19")
+            with closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                with pytest.raises(TryAgainLaterError, match="too long"):
+                    await ipam.add(call("a"))
+                assert ipam._allocator.leftovers
+                other.execute("ROLLBACK")
+            await until(lambda: settled(lambda: not ipam._allocator.leftovers))
             assert not await claims(store)
 
     asyncio.run(main())
