@@ -175,7 +175,8 @@ class HostAddresses:
                     if usable(found.address) and not found.flags & rtnl.ADDRESS_DADFAILED
                 ]
             known = self._known
-        return [address for index, address in known if counts_as_host_link(_link_name(index))]
+        count = {index: counts_as_host_link(_link_name(index)) for index in {index for index, _ in known}}
+        return [address for index, address in known if count[index]]
 
     def close(self) -> None:
         """Close the socket."""
