@@ -16,7 +16,7 @@ from random import SystemRandom
 from plugins.coordinator.config import CoordinatorConfig
 from plugins.coordinator.facts import NodeFacts, PodFacts, read_node, read_pod
 from plugins.coordinator.host import Host, find_link, is_of, remove_link, tolerate
-from plugins.coordinator.plan import LINK_GROUP, POD_VETH, Attachment, Plan, make_plan, resolve_mode
+from plugins.coordinator.plan import IPV6_SWITCH, LINK_GROUP, POD_VETH, Attachment, Plan, make_plan, resolve_mode
 from plugins.errors import WiringError
 from plugins.net import rtnl
 from plugins.net.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, BatchError, Failure, Message, Netlink
@@ -125,7 +125,9 @@ def attach(host: Host, task: Task, abandoned: Callable[[], bool]) -> Attached:
                     log.warning("the node has no address of that family, so pods cannot reach %s", prefix)
                 _stop_if(abandoned)
                 for path, value in plan.sysctls:
-                    undo.sysctls.append((path, write_sysctl(path, value)))
+                    former = write_sysctl(path, value)
+                    if path != IPV6_SWITCH:
+                        undo.sysctls.append((path, former))
                 pair = _create_pair(node, attachment, plan, netns_fd, undo)
                 steps = _node_steps(attachment, plan, pair, node_facts)
                 _judge(steps, host.wire(node, [step.message for step in steps]).failures)

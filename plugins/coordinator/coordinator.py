@@ -141,7 +141,7 @@ class Coordinator(Plugin):
             _raise_mapped(error)
         try:
             await self._announce(call, attached)
-        except asyncio.CancelledError:
+        except BaseException:
             await _finish(run_in_thread(attached.undo.run))
             raise
         return attached

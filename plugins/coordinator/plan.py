@@ -40,6 +40,9 @@ them. Above RTPROT_STATIC the kernel gives these numbers no meaning; 83 is nobod
 LINK_GROUP: Final = 0x53504944
 """The group in which the node's ends of our pairs are created. A pair's alias can only be set once it exists; the
 group is there from the first moment on, so an agent killed in between leaves nothing that cannot be told as ours."""
+IPV6_SWITCH: Final = "ipv6/conf/all/disable_ipv6"
+"""Turned to 0 for pods with IPv6, so that veth0 and lo have it. A failed ADD leaves it so: turning it back would take
+the addresses off a NIC for which it had been turned on alone."""
 MIN_MTU_IPV6: Final = 1280
 """RFC 8200 section 5; below it the kernel turns IPv6 off on the link."""
 
@@ -251,7 +254,7 @@ def _everything(version: int) -> Prefix:
 def _sysctls(config: CoordinatorConfig, nic: str, families: set[int]) -> tuple[tuple[str, str], ...]:
     found: list[tuple[str, str]] = []
     if 6 in families:
-        found.append(("ipv6/conf/all/disable_ipv6", "0"))
+        found.append((IPV6_SWITCH, "0"))
     if config.pod_rp_filter is not None:
         # The greater of `all` and the NIC's own counts, and the NIC has inherited the node's: both are written.
         found += ((f"ipv4/conf/{name}/rp_filter", str(config.pod_rp_filter)) for name in ("all", nic))

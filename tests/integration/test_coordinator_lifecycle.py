@@ -42,6 +42,7 @@ from tests.integration.coordinator_node import (
     ip,
     node,
     pod_state,
+    sysctl,
     tcp,
 )
 
@@ -291,6 +292,58 @@ def test_cancelled_while_it_announces(here: Node) -> None:
     here.run(lambda: asyncio.run(main()))
     assert here.state() == before
     assert pod_state(pod) == inside
+
+
+def test_an_unforeseen_failure_of_the_announcement_takes_everything_back(here: Node) -> None:
+    pod = here.pod()
+    before, inside = here.state(), pod_state(pod)
+
+    class Broken(Prober):
+        async def open(self, netns_fd: int, ifname: str) -> Any:
+            raise ValueError("unforeseen")
+
+    async def main() -> None:
+        prober = Broken(ProbeSettings())
+        coordinator = Coordinator(CoordinatorSettings(), prober)
+        try:
+            with pytest.raises(ValueError, match="unforeseen"):
+                await coordinator.add(pod.call(**FULL))
+        finally:
+            await coordinator.close()
+            await prober.close()
+
+    here.run(lambda: asyncio.run(main()))
+    assert here.state() == before
+    assert pod_state(pod) == inside
+
+
+def test_taking_back_does_not_turn_ipv6_off_on_the_nic(here: Node, pod: Pod) -> None:
+    """CNI plugins turn IPv6 on for their own NIC where the runtime has turned it off for all."""
+    pod.run(lambda: sysctl("ipv6/conf/all/disable_ipv6", "1"))
+    pod.run(lambda: sysctl("ipv6/conf/eth0/disable_ipv6", "0"))
+    pod.ip("address", "add", f"{pod.v6}/64", "dev", "eth0", "nodad")
+    addresses = pod.ip("-6", "address", "show", "dev", "eth0", "scope", "global")
+    with pytest.raises(WiringError):
+        here.add(pod, **FULL | IMPOSSIBLE)
+    assert pod.v6 in addresses
+    assert pod.ip("-6", "address", "show", "dev", "eth0", "scope", "global") == addresses
+
+
+def test_a_node_with_two_thousand_addresses(here: Node, pod: Pod) -> None:
+    words = [f"dev eth2 10.{60 + i // 250}.{i % 250}.1/32" for i in range(2000)]
+
+    def change(how: str) -> None:
+        text = "".join(f"address {how} {each}\n" for each in words)
+        subprocess.run(["ip", "-n", here.name, "-batch", "-"], input=text, text=True, check=True, timeout=20)
+
+    change("add")
+    try:
+        here.add(pod)
+        here.check(pod)
+        assert tcp(pod.fd, here.fd, "10.67.249.1") == pod.v4
+        here.delete(pod)
+    finally:
+        change("del")
 
 
 KILLED = """
