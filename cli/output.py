@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -43,10 +44,37 @@ def render(kind: type[Resource], resources: Sequence[Resource], form: str, *, si
         whole = documents[0] if single else {"apiVersion": "v1", "kind": "List", "items": documents}
         if form == "json":
             return json.dumps(whole, indent=4, ensure_ascii=False) + "\n"
-        return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=200)
+        return as_yaml(whole)
     columns = [column for column in COLUMNS[kind.TYPE.kind] if form == "wide" or not column.priority]
     head = ["NAMESPACE"] * namespaces + ["NAME", *(column.name for column in columns)]
     return table(head, [_row(document, columns, namespaces=namespaces) for document in documents])
+
+
+def as_yaml(value: object) -> str:
+    """YAML that `api.yamltext` and kubectl read as `value` again."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=200)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that looks like a number.
+
+    PyYAML leaves `1e5` and `0o7` bare, since its own reader wants a point in a float; Kubernetes' tools read numbers.
+    """
+
+
+def _scalar(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _numeric(text) else None)
+
+
+_Dumper.add_representer(str, _scalar)
+
+
+def _numeric(text: str) -> bool:
+    for read in (float, lambda digits: int(digits, 0)):
+        with suppress(ValueError):
+            read(text)
+            return True
+    return False
 
 
 def _document(resource: Resource) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from api.manifest import Entry, parse
@@ -15,6 +15,7 @@ from api.meta import encode
 from api.pool import Pool
 from api.service import Service
 from api.yamltext import YamlError, documents
+from cli.output import as_yaml
 
 HEAD = "apiVersion: spiderpool.spidernet.io/v2beta1\nkind: SpiderIPPool\n"
 
@@ -197,8 +198,10 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_what_pyyaml_writes_is_read_back(value: object) -> None:
-    assert list(documents(yaml.safe_dump(value).encode())) == [value]
+@example("1e5")  # a text, which PyYAML by itself would leave bare
+@example({"0E0": "0o7"})
+def test_what_spiderpoolctl_writes_is_read_back(value: object) -> None:
+    assert list(documents(as_yaml(value).encode())) == [value]
 
 
 @given(st.binary(max_size=80))
