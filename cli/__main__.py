@@ -45,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _apply(arguments: argparse.Namespace) -> None:
-    objects = manifests.load(arguments.file, arguments.namespace)
+    try:
+        objects = manifests.load(arguments.file, arguments.namespace)
+    except CliError as error:
+        raise CliError(*error.lines, "nothing was changed") from None
     async with _store(arguments.store, create=True) as store:
         await apply(store, objects, print)
 
@@ -129,11 +132,17 @@ def _make_folder(path: str) -> None:
 
 def _require(path: str) -> None:
     """Reading must not create an empty store where the user only mistyped a path."""
-    if not os.path.exists(path):
+    try:
+        os.stat(path)
+    except PermissionError:
+        raise CliError(f"no permission for the store {path}: it belongs to root") from None
+    except OSError:
         raise CliError(
             f"there is no store at {path} yet: the agent or `spiderpoolctl apply -f FILE` creates it; "
             f"another one is named by --store or {STORE_VARIABLE}"
-        )
+        ) from None
+    if not os.access(path, os.R_OK | os.W_OK):  # reading, too, writes: SQLite's shared memory is a file beside it
+        raise CliError(f"no permission for the store {path}: it belongs to root")
 
 
 def _address(text: str) -> Address:

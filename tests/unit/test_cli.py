@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,7 @@ def test_ip_show(shell: Shell) -> None:
         (["apply", "-f", "/no/such/file.yaml"], 1, "cannot read /no/such/file.yaml: No such file or directory"),
         (["apply", "-f", "/"], 1, "cannot read /: Is a directory"),
         (["apply", "-f", os.devnull], 1, f"no objects in {os.devnull}"),
+        (["apply", "-f", os.devnull], 1, "error: nothing was changed"),
         (["apply"], 2, "-f/--file"),
         (["ip", "show", "--ip", "10.0.0.300"], 2, "'10.0.0.300' is not an IP address"),
         (["get", "svc", "x", "-A"], 1, "exclude each other"),
@@ -345,6 +347,28 @@ def test_a_store_that_is_none(shell: Shell, tmp_path: Path) -> None:
     shell.store = str(tmp_path / "store.db" / "nested")
     assert shell.apply(POOL) == 1
     assert "cannot create the folder" in shell.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving up root needs root")
+def test_somebody_elses_store_is_not_taken_for_a_missing_one() -> None:
+    with tempfile.TemporaryDirectory(prefix="spt-") as folder:  # below pytest's own folder nobody would get this far
+        for mode, place in ((0o755, "store.db"), (0o700, "closed/store.db")):
+            path = os.path.join(folder, place)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.chmod(os.path.dirname(path), mode)
+            with open(path, "w"):
+                os.chmod(path, 0o600)
+        os.chmod(folder, 0o755)
+        for place in ("store.db", "closed/store.db"):
+            code = f"from cli.__main__ import main; main(['get', 'sp', '--store', {os.path.join(folder, place)!r}])"
+            done = subprocess.run(
+                [sys.executable, "-c", f"import os; import cli.__main__; os.setuid(65534); {code}"],
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+            assert "no permission for the store" in done.stderr
 
 
 def test_from_a_process_with_standard_input_and_environment(tmp_path: Path) -> None:
