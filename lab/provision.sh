@@ -2,13 +2,12 @@
 # Installs what a machine needs to run or build Spiderpool, and says what it installs. Quick when nothing is missing.
 #   provision.sh run   what the agent, the lab and the demo need
 #   provision.sh dev   also what lint, tests and benchmarks need
-# Debian 12 or later (or a derivative with the same package names), as root. The virtual environment is made over the
-# distribution's interpreter, for the distribution's BCC is built for that one.
+# Debian 12, or a later one or a derivative with the same package names; root, if packages are missing. The virtual
+# environment is made over the distribution's interpreter, for the distribution's BCC is built for that one.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd -P "$(dirname "$0")/.."
 role=${1:-run}
 case $role in run | dev) ;; *) echo "provision.sh: unknown role '$role', it is run or dev" >&2; exit 2 ;; esac
-[ "$(id -u)" = 0 ] || { echo "provision.sh: must run as root (network namespaces, eBPF, packages)" >&2; exit 1; }
 
 packages=(
   python3 python3-venv     # the interpreter, and virtual environments over it
@@ -18,11 +17,14 @@ packages=(
   containernetworking-plugins # macvlan and the other standard CNI plugins
   gcc musl-tools           # the static CNI executable
   make
+  tcpdump                  # for looking at the lab's wire, as the demo's last lines propose
 )
 if [ "$role" = dev ]; then
   packages+=(
-    iptables               # the rivals that the benchmarks measure
-    git ca-certificates
+    iptables               # a rival that the benchmarks measure
+    libc6-dev              # small C programs of tests and benchmarks
+    nftables procps strace # nft, sysctl and strace of the tests
+    git                    # which C files to lint
   )
 fi
 missing=()
@@ -30,6 +32,7 @@ for package in "${packages[@]}"; do
   [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then
+  [ "$(id -u)" = 0 ] || { echo "provision.sh: only root can install the missing packages: ${missing[*]}" >&2; exit 1; }
   echo "Installing Debian packages: ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq
@@ -39,6 +42,10 @@ fi
 lock=requirements-$role.lock
 venv=build/venv
 stamp=$venv/.$role-$(sha256sum "$lock" pyproject.toml lab/provision.sh | sha256sum | cut -c1-16)
+# An environment that was made for another interpreter, or elsewhere before the checkout moved, is of no use.
+if [ ! -d "$venv/lib/$(basename "$(readlink -f /usr/bin/python3)")" ] || ! grep -qsF " $PWD/$venv" $venv/pyvenv.cfg; then
+  rm -rf $venv
+fi
 if [ ! -e "$stamp" ]; then
   [ -x $venv/bin/python ] || /usr/bin/python3 -m venv --system-site-packages $venv
   echo "Installing Python packages into $venv from $lock"
