@@ -63,7 +63,7 @@ class Admission:
             except TimeoutError:
                 raise TryAgainLaterError("the agent is starting", f"it was not ready in {self._wait:g} s") from None
         if call.command != "STATUS" and self.queue is not None:
-            await self.queue.settled()
+            await self.queue.settled(call.container_id)
 
 
 async def run(settings: Settings, furnish: Furnish) -> int:

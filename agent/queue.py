@@ -4,7 +4,7 @@ A queue file is one request frame; its name orders it. Two rules keep replay saf
 
 * **Nothing new overtakes.** `settled` is awaited before each ADD and CHECK: the runtime was told that the queued
   deletion succeeded, so an ADD for the same container or address must find it done. That covers the start of the
-  agent and every later moment alike.
+  agent and every later moment alike. One container's deletion that keeps failing stops only that container's calls.
 * **A GC is tried once.** Its list of valid attachments is true only until the next ADD; repeated later it would delete
   pods that are younger than it. The runtime sends another.
 
@@ -53,8 +53,8 @@ class _Entry:
     once: bool
     attempts: int = 0
     due: float = 0.0
-    blocking: bool = True
-    """Whether ADDs wait for it: not any more once it failed for a reason that waiting does not cure."""
+    stuck: bool = False
+    """It failed for a reason that waiting does not cure: ADDs for other containers do not wait for it any more."""
 
 
 class CallQueue:
@@ -76,23 +76,21 @@ class CallQueue:
             if name.endswith(".tmp") and time.time() - os.lstat(self._path(name)).st_mtime > _STALE:
                 os.unlink(self._path(name))
 
-    async def settled(self) -> None:
+    async def settled(self, container_id: str = "") -> None:
         """Return when everything that is in the directory now was replayed or set aside.
 
+        What failed for a reason that waiting does not cure is waited for by its own container only, together with
+        what comes behind it: replayed after that container's next ADD, it would delete what the ADD made.
         Raises TryAgainLaterError after `settings.wait` seconds.
         """
         self._scan()
-        before = {entry.name for entry in self._entries.values() if entry.blocking}
+        before = self._in_the_way(container_id)
         if not before:
             return
-
-        def done() -> bool:
-            return not any((entry := self._entries.get(name)) and entry.blocking for name in before)
-
         self._wake.set()
         try:
             async with asyncio.timeout(self._settings.wait), self._progress:
-                await self._progress.wait_for(done)
+                await self._progress.wait_for(lambda: before.isdisjoint(self._in_the_way(container_id)))
         except TimeoutError:
             raise TryAgainLaterError(
                 "queued deletions are still being replayed", f"{len(self._entries)} of them are left"
@@ -111,6 +109,12 @@ class CallQueue:
                 await self._rest()
         finally:
             watch.close()
+
+    def _in_the_way(self, container_id: str) -> set[str]:
+        """Names of the entries that a call for this container has to wait for."""
+        entries = self._entries.values()
+        stuck = {entry.owner for entry in entries if entry.stuck}
+        return {entry.name for entry in entries if entry.owner == container_id or entry.owner not in stuck}
 
     def _path(self, *names: str) -> str:
         return os.path.join(self._directory, *names)
@@ -190,7 +194,7 @@ class CallQueue:
         else:
             delay = min(_FIRST_BACKOFF * 2 ** (entry.attempts - 1), self._settings.backoff)
             entry.due = time.monotonic() + delay * random.uniform(0.8, 1.2)
-            entry.blocking = reply.code == _TRANSIENT
+            entry.stuck = reply.code != _TRANSIENT
             metrics.QUEUE_REPLAYED.labels("retried").inc()
             _log.warning("replay of %s failed, next attempt in %.1f s: %s", entry.name, delay, reason)
         async with self._progress:

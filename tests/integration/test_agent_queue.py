@@ -221,10 +221,13 @@ def test_what_waiting_does_not_cure_blocks_no_add(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         write(tmp_path, 1, "broken")
-        async with running(tmp_path, replay, wait=5.0) as queue:
-            async with asyncio.timeout(2):
-                await queue.settled()
-        write(tmp_path, 2, "again")
+        write(tmp_path, 2, "broken")  # held back by the first, it blocks nobody else either
+        async with running(tmp_path, replay, wait=0.5) as queue:
+            await queue.settled()
+            await queue.settled("another")
+            with pytest.raises(TryAgainLaterError):
+                await queue.settled("broken")  # its ADD must not come before a deletion that is tried again
+        write(tmp_path, 3, "again")
         async with running(tmp_path, replay, wait=0.3) as queue:
             with pytest.raises(TryAgainLaterError):
                 await queue.settled()
