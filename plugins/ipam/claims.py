@@ -119,7 +119,7 @@ class ClaimWriter:
             try:
                 return self.learn(await self._store.update(claim))
             except UncertainError:
-                found = await self.read(claim.metadata.name)
+                found = await self.read_after_writes(claim.metadata.name)
                 if found is None:
                     raise NotFoundError(f"claim {claim.metadata.name} is gone") from None
                 if found.metadata.resource_version != claim.metadata.resource_version:
