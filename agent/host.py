@@ -68,12 +68,20 @@ class Host:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._locks: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
 
-    async def call(self, request: Request, netns_fd: int | None = None) -> Reply:
+    async def call(
+        self, request: Request, netns_fd: int | None = None, abandoned: Callable[[], bool] = lambda: False
+    ) -> Reply:
         """Execute a request that a caller waits for; a failure becomes a CNI error object in the caller's version.
 
-        The only exception that leaves is asyncio.CancelledError, after the plugin has rolled back.
+        An ADD is not begun that is `abandoned` by then: the runtime has given up and deletes, perhaps by
+        way of the queue, which does not wait here. The only exception that leaves is asyncio.CancelledError, after the
+        plugin has rolled back.
         """
-        return await self._answer(request, netns_fd, self._in_order)
+
+        async def execute(plugin: Plugin, call: Call) -> bytes:
+            return await self._in_order(plugin, call, abandoned)
+
+        return await self._answer(request, netns_fd, execute)
 
     async def replay(self, request: Request) -> Reply:
         """Execute a request out of the queue: at once, since calls that wait to be admitted wait for it."""
@@ -126,12 +134,14 @@ class Host:
                 raise
             raise TryAgainLaterError("the call took too long", f"{call.command} has {limit:g} s in all") from None
 
-    async def _in_order(self, plugin: Plugin, call: Call) -> bytes:
+    async def _in_order(self, plugin: Plugin, call: Call, abandoned: Callable[[], bool]) -> bytes:
         """After all earlier calls for the same NIC: a DEL must not overtake its ADD, not even one that waits."""
         async with self._lock("arrival", call):
             if call.command in ("ADD", "CHECK", "STATUS"):
                 await self._admit(call)
             async with self._slots:
+                if call.command == "ADD" and abandoned():
+                    raise TryAgainLaterError("the caller has gone", "while the call waited for its turn")
                 task = asyncio.current_task()
                 assert task is not None  # noqa: S101 (a coroutine runs in a task)
                 self.executing.add(task)

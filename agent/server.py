@@ -14,7 +14,7 @@ from contextlib import suppress
 from agent import metrics
 from agent.host import Host
 from agent.settings import ServerSettings
-from agent.wire import FrameError, Status, close_all, encode_reply, peer_uid, receive_request, send_reply
+from agent.wire import FrameError, Status, close_all, encode_reply, hung_up, peer_uid, receive_request, send_reply
 
 _BACKLOG = 1024
 _ACCEPTS_PER_TURN = 64
@@ -171,7 +171,7 @@ class Server:
             try:
                 async with asyncio.timeout(self._settings.read_deadline):
                     request = await receive_request(connection, fds)
-                reply = await self._host.call(request, fds[0] if fds else None)
+                reply = await self._host.call(request, fds[0] if fds else None, lambda: hung_up(connection))
                 answer = encode_reply(reply.status, reply.body)
             except asyncio.CancelledError:  # by `stop`, and by nobody else
                 answer = encode_reply(Status.STOPPING, _STOPPING.encode())

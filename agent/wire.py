@@ -158,6 +158,16 @@ async def send_reply(connection: socket.socket, reply: bytes) -> None:
             await _wait(connection, reading=False)
 
 
+def hung_up(connection: socket.socket) -> bool:
+    """Whether the peer, which keeps its side open until it has the reply, has closed it."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 def peer_uid(connection: socket.socket) -> int:
     """User id of the process at the other end (SO_PEERCRED, unix(7))."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

@@ -333,6 +333,22 @@ def test_more_calls_than_the_room_holds(cni: Installation, pod: str) -> None:
         wait_for_record(cni, "end spiderpool DEL gone")
 
 
+def test_an_add_whose_caller_has_gone_is_not_begun(cni: Installation, pod: str) -> None:
+    """The runtime deletes then, and if that goes by the queue it overtakes what waits."""
+    metrics = free_port()
+    with cni.agent("--server-concurrency=1", f"--health-metrics-port={metrics}") as agent:
+        executing = cni.start("ADD", stub(sleep=0.6), netns=pod, CNI_CONTAINERID="first")
+        wait_for_record(cni, "begin", 1)
+        abandoned = cni.start("ADD", netns=pod, CNI_CONTAINERID="abandoned")
+        wait_in_flight(metrics, 2)
+        abandoned.kill()
+        collect(abandoned)
+        assert collect(executing).status == 0
+        assert cni.call("ADD", netns=pod, CNI_CONTAINERID="next").status == 0
+        assert any("the caller has gone" in line["message"] for line in agent.lines())
+    assert [line.split()[3] for line in cni.recorded() if line.startswith("end")] == ["first", "next"]
+
+
 def test_a_slow_caller_is_given_up(cni: Installation) -> None:
     with cni.agent("--server-read-deadline=0.2"), connect(cni) as client:
         client.sendall(b"SPD1\0")
