@@ -7,6 +7,7 @@ that an address which the node has got or lost since does not make a sound attac
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import ip_interface
 from socket import AF_INET, AF_INET6
 
@@ -23,6 +24,7 @@ from plugins.coordinator.plan import (
     REPLY_TABLE,
     Attachment,
     Plan,
+    PodNic,
     make_plan,
     pod_mac,
     usable,
@@ -45,7 +47,8 @@ def differences(host: Host, task: Task, previous: Result) -> list[str]:
         enter(task.netns_fd)
         with Netlink(NETLINK_ROUTE, timeout) as pod:
             facts = read_pod(pod, attachment.ifname)
-            found = _nic(facts, config, previous)
+            nic = _as_given(facts.nic, previous)
+            found = _nic(facts, nic, config, previous)
             if facts.veth is None:
                 return [*found, f"the pod has no link {POD_VETH}"]
             link = find_link(node, attachment.host_link)
@@ -58,9 +61,9 @@ def differences(host: Host, task: Task, previous: Result) -> list[str]:
             }
             neighbours = rtnl.parse_neighbours(pod.dump(rtnl.neighbour_dump(facts.veth.ifindex)))
             hosts = _hosts(facts.veth.ifindex, neighbours, tables)
-            if not facts.nic.addresses:
+            if not nic.addresses:
                 return found
-            plan = make_plan(config, facts.nic, hosts)
+            plan = make_plan(config, nic, hosts)
             found += _neighbours(neighbours, plan.pod_neighbours, link.mac, "the pod")
             lost = {a.version for a in plan.host_addresses} & now - {a.version for a in hosts}
             found += [f"the pod knows no IPv{version} address of the node" for version in sorted(lost)]
@@ -75,18 +78,29 @@ def differences(host: Host, task: Task, previous: Result) -> list[str]:
     return found
 
 
-def _nic(facts: PodFacts, config: CoordinatorConfig, previous: Result) -> list[str]:
-    nic = facts.nic
-    found = [] if facts.is_up else [f"{nic.name} in the pod is down"]
-    wanted = (
-        ip_interface(ip.address).ip
+def _as_given(nic: PodNic, previous: Result) -> PodNic:
+    """`nic` without the addresses that came after ADD, by router advertisement for example, as far as can be told."""
+    given = _given(nic.name, previous)
+    return replace(nic, addresses=tuple(a for a in nic.addresses if a in given) or nic.addresses)
+
+
+def _given(name: str, previous: Result) -> list[Address]:
+    """The usable addresses of the NIC `name` in prevResult."""
+    return [
+        address
         for ip in previous.ips
-        if ip.interface is None or _name(previous, ip.interface) == nic.name
-    )
-    found += [f"{nic.name} in the pod has not the address {a}" for a in wanted if usable(a) and a not in nic.addresses]
+        if (ip.interface is None or _name(previous, ip.interface) == name)
+        and usable(address := ip_interface(ip.address).ip)
+    ]
+
+
+def _nic(facts: PodFacts, nic: PodNic, config: CoordinatorConfig, previous: Result) -> list[str]:
+    found = [] if facts.is_up else [f"{nic.name} in the pod is down"]
+    missing = (address for address in _given(nic.name, previous) if address not in nic.addresses)
+    found += [f"{nic.name} in the pod has not the address {address}" for address in missing]
     if not nic.addresses:
         found.append(f"{nic.name} in the pod has no usable address")
-    elif pod_mac(config.pod_mac_prefix, nic.addresses[0]) not in (None, nic.mac):
+    elif pod_mac(config.pod_mac_prefix, nic.first) not in (None, nic.mac):
         found.append(f"{nic.name} in the pod has not the MAC that podMACPrefix asks for: {rtnl.mac_text(nic.mac)}")
     if config.tx_queue_len not in (0, nic.tx_queue_len):
         found.append(f"{nic.name} in the pod has the transmit queue length {nic.tx_queue_len}")
@@ -139,11 +153,10 @@ def _routes(plan: Plan, veth: int, tables: dict[int, list[rtnl.Route]]) -> list[
 
 
 def _same(route: rtnl.Route, wanted: rtnl.Route) -> bool:
-    return (route.ifindex, route.gateway, route.source, route.type) == (
-        wanted.ifindex,
-        wanted.gateway,
-        wanted.source,
-        wanted.type,
+    # An IPv6 address that was still being checked for duplicates at ADD could not be a source then.
+    unsettled = route.source is None and wanted.destination.address.version == 6
+    return (route.ifindex, route.gateway, route.type) == (wanted.ifindex, wanted.gateway, wanted.type) and (
+        unsettled or route.source == wanted.source
     )
 
 

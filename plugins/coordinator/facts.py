@@ -74,8 +74,15 @@ def read_pod(pod: Netlink, ifname: str) -> PodFacts:
         mac=link.mac,
         tx_queue_len=link.tx_queue_len,
         addresses=tuple(a.address for a in found if a.ifindex == link.ifindex),
+        source6=next((a.address for a in reversed(found) if a.ifindex == link.ifindex and _is_given(a)), None),
     )
     return PodFacts(nic, bool(link.flags & rtnl.FLAG_UP), links.get(1), tuple(a.address for a in found))
+
+
+def _is_given(address: rtnl.LinkAddress) -> bool:
+    """Whether it is an IPv6 address that somebody put there, not autoconfigured, and that may be a source already."""
+    state = address.flags & (rtnl.ADDRESS_PERMANENT | rtnl.ADDRESS_TENTATIVE | rtnl.ADDRESS_DEPRECATED)
+    return address.address.version == 6 and state == rtnl.ADDRESS_PERMANENT
 
 
 def read_node(node: Netlink, name: str, pod: Iterable[Address], table: int) -> NodeFacts:

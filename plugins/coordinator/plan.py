@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
@@ -108,6 +108,14 @@ class PodNic:
     tx_queue_len: int
     addresses: tuple[Address, ...]
     """Usable ones, in the kernel's order, IPv4 first."""
+    source6: Address | None = None
+    """The IPv6 address to send from: of those that did not configure themselves the first that was given."""
+
+    @property
+    def first(self) -> Address:
+        """The address that stands for the pod, and does not change when others come. Raises IndexError if none is."""
+        first = self.addresses[0]
+        return first if first.version == 4 else self.source6 or first
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +191,9 @@ def make_plan(config: CoordinatorConfig, nic: PodNic, host: Iterable[Address]) -
         )
     addresses = order_host_addresses(host, (), families)
     gateways = {version: next((a for a in addresses if a.version == version), None) for version in families}
-    source = next((a for a in nic.addresses if a.version == 4), None)
+    # On a segment with router advertisements the kernel would prefer an address that came later, and for which the
+    # node has no route to this pod.
+    source = {4: next((a for a in nic.addresses if a.version == 4), None), 6: nic.source6}
     routes: list[Route] = []
     for address in addresses:
         routes += (_over_veth(host_prefix(address), table, None, source) for table in (TABLE_MAIN, FIRST_TABLE))
@@ -198,7 +208,7 @@ def make_plan(config: CoordinatorConfig, nic: PodNic, host: Iterable[Address]) -
         if gateway is not None:
             rules.append(reply_rule(AF_INET if version == 4 else AF_INET6))
             routes.append(_over_veth(_everything(version), REPLY_TABLE, gateway, source))
-    mac = pod_mac(config.pod_mac_prefix, nic.addresses[0])
+    mac = pod_mac(config.pod_mac_prefix, nic.first)
     return Plan(
         host_rules=tuple(host_rule(AF_INET if v == 4 else AF_INET6, config.host_rule_table) for v in sorted(families)),
         host_addresses=nic.addresses,
@@ -241,10 +251,10 @@ def reply_rule(family: int) -> Rule:
     return Rule(family, RULE_PRIORITY, REPLY_TABLE, REPLY_MARK, 0xFFFFFFFF, PROTOCOL, plain=True)
 
 
-def _over_veth(destination: Prefix, table: int, gateway: Address | None, source: IPv4Address | Address | None) -> Route:
-    is_v4 = destination.address.version == 4
-    scope = SCOPE_LINK if is_v4 and gateway is None else SCOPE_UNIVERSE
-    return Route(destination, table, 0, gateway, source if is_v4 else None, scope, PROTOCOL, ROUTE_UNICAST)
+def _over_veth(destination: Prefix, table: int, gateway: Address | None, source: Mapping[int, Address | None]) -> Route:
+    version = destination.address.version
+    scope = SCOPE_LINK if version == 4 and gateway is None else SCOPE_UNIVERSE
+    return Route(destination, table, 0, gateway, source[version], scope, PROTOCOL, ROUTE_UNICAST)
 
 
 def _everything(version: int) -> Prefix:

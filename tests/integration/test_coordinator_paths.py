@@ -64,6 +64,30 @@ def test_pod_reaches_every_address_of_its_node(here: Node, pod: Pod, address: st
     assert tcp(here.fd, pod.fd, own, address) == address
 
 
+def test_an_address_that_comes_later_does_not_speak_for_the_pod(here: Node) -> None:
+    """As on a segment with router advertisements: the node has no route to it, and so the kernel must not choose it."""
+    other = here.pod()
+    here.add(other)
+    other.ip("address", "add", "fd31:9::ffff:1/64", "dev", "eth0", "nodad")
+    for address in (NODE6, SECOND6):
+        assert tcp(other.fd, here.fd, address, wait=1) == other.v6
+    here.check(other)
+    single = here.pod("172.31.9.91")
+    here.add(single)
+    single.ip("address", "add", "fd31:9::ffff:3/64", "dev", "eth0", "nodad")
+    here.check(single)
+    # Addresses that configured themselves before are no choice either, nor is one that is still being checked.
+    late = here.pod()
+    late.ip("address", "add", "fd31:9::ffff:2/64", "dev", "eth0", "valid_lft", "900", "preferred_lft", "900", "nodad")
+    here.add(late)
+    assert tcp(late.fd, here.fd, NODE6) == late.v6
+    unsettled = here.pod("172.31.9.90")
+    unsettled.addresses.append("fd31:9::90")
+    unsettled.ip("address", "add", "fd31:9::90/64", "dev", "eth0")
+    here.add(unsettled)
+    here.check(unsettled)
+
+
 @pytest.mark.parametrize(("vip", "length"), [(VIP4, 32), (VIP6, 128)])
 def test_services_are_asked_for_at_the_node(here: Node, pod: Pod, vip: str, length: int) -> None:
     here.ip("address", "add", f"{vip}/{length}", "dev", "lo", *(["nodad"] if ":" in vip else []))
