@@ -7,13 +7,12 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 
 from lab import checks, lifecycle, nodes, pods
-from lab.layout import BACKENDS, NODES, SOURCES, VIP, Lab, LabError
+from lab.layout import BACKENDS, DEFAULT_NAME, NODES, VIP, Lab, LabError
 from lab.state import State
 from lab.table import Paper, Row, as_json
-
-DEFAULT_NAME = "spl"
 
 
 def _arguments() -> argparse.Namespace:
@@ -36,7 +35,6 @@ def _arguments() -> argparse.Namespace:
 
 def _up(lab: Lab, paper: Paper) -> None:
     begin = time.monotonic()
-    paper.heading(f"Lab {lab.name} comes up")
     lifecycle.up(lab, paper)
     paper.line(f"  {paper.mark(True)} up after {time.monotonic() - begin:.1f} s")
 
@@ -60,61 +58,69 @@ def _check(lab: Lab, paper: Paper, *, quiet: bool) -> int:
 def _how_to_poke(lab: Lab, paper: Paper) -> None:
     attachments = State.load(lab).attachments
     address = attachments[BACKENDS[0]].addresses()[0]
-    # Short from within the checkout, right from everywhere else.
-    programs = os.path.relpath(nodes.BIN) if os.getcwd() == SOURCES else nodes.BIN
-    me = f"{programs}/spiderpool-lab" + ("" if lab.name == DEFAULT_NAME else f" --name {lab.name}")
+    ctl = partial(nodes.command_line, lab, program="spiderpoolctl")
     ask = f"exec 3<>/dev/tcp/{VIP.v4}/80; echo hello >&3; head -1 <&3"
     paper.heading("The lab stays up. Look around:")
     for text in (
-        f"{me} exec client bash -c '{ask}'",
+        nodes.command_line(lab, f"exec client bash -c '{ask}'"),
+        f"ip netns exec {lab.netns(NODES[0].name)} tcpdump -ni eth0 host {address}   # and once more the line above",
         f"ip netns exec {lab.netns('client')} ip route show table all",
-        f"ip netns exec {lab.netns(NODES[0].name)} tcpdump -ni eth0 host {address}",
-        f"{programs}/spiderpoolctl get spiderippools --store {lab.store}",
-        f"{programs}/spiderpoolctl get spideripclaims --store {lab.store}",
+        ctl(f"get spiderippools --store {lab.store}"),
+        ctl(f"get spideripclaims --store {lab.store}"),
         f"tail {lab.log(nodes.agent(NODES[0].name))}",
     ):
         paper.line(f"  {text}")
-    paper.line(f"And remove it without a trace:\n  {me} down")
+    paper.line(f"And remove it without a trace:\n  {nodes.command_line(lab, 'down')}")
 
 
 def _interrupt(number: int, _frame: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
+def _execute(arguments: argparse.Namespace, lab: Lab, paper: Paper) -> int:
+    match arguments.command:
+        case "up":
+            _up(lab, paper)
+            _how_to_poke(lab, paper)
+        case "check":
+            return _check(lab, paper, quiet=arguments.json)
+        case "exec":
+            state = State.load(lab)
+            if not state.complete:
+                raise lifecycle.not_up(lab)
+            argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
+            pods.become(state, arguments.place, argv or ["bash"])
+        case "down":
+            paper.line(f"lab {lab.name} is {'down' if lifecycle.down(lab) else 'not up: nothing to do'}")
+        case "demo":
+            lifecycle.down(lab)
+            _up(lab, paper)
+            status = _check(lab, paper, quiet=False)
+            _how_to_poke(lab, paper)
+            return status
+    return 0
+
+
 def main() -> int:
     """Run the command; 0 if it succeeded, 1 if a check failed, 2 if it could not be done."""
     arguments = _arguments()
-    paper = Paper()
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         lab = Lab(arguments.name)
-        match arguments.command:
-            case "up":
-                _up(lab, paper)
-                _how_to_poke(lab, paper)
-            case "check":
-                return _check(lab, paper, quiet=arguments.json)
-            case "exec":
-                state = State.load(lab)
-                if not state.complete:
-                    raise LabError(f"lab {lab.name!r} is not up")
-                argv = arguments.argv[1:] if arguments.argv[:1] == ["--"] else arguments.argv
-                pods.become(state, arguments.place, argv or ["bash"])
-            case "down":
-                paper.line(f"lab {lab.name} is {'down' if lifecycle.down(lab) else 'not up: nothing to do'}")
-            case "demo":
-                lifecycle.down(lab)
-                _up(lab, paper)
-                status = _check(lab, paper, quiet=False)
-                _how_to_poke(lab, paper)
-                return status
+        if os.geteuid():
+            raise LabError("must run as root: the lab makes network namespaces, cgroups and eBPF programs")
+        try:
+            return _execute(arguments, lab, Paper())
+        except KeyboardInterrupt as interrupt:
+            print(f"spiderpool-lab: stopped by {interrupt.args[0] if interrupt.args else 'Ctrl-C'}", file=sys.stderr)
+            if lifecycle.exists(lab):
+                print(f"The lab stays: `{nodes.command_line(lab, 'down')}` removes it", file=sys.stderr)
+            return 130
     except LabError as error:
         print(f"spiderpool-lab: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as interrupt:
-        print(f"spiderpool-lab: stopped by {interrupt.args[0] if interrupt.args else 'Ctrl-C'}", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

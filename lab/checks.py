@@ -74,7 +74,7 @@ def run(lab: Lab) -> Iterator[Row]:
     """The rows, in order, as they are proven. Raises LabError if the lab is not up."""
     state = State.load(lab)
     if not state.complete:
-        raise LabError(f"lab {lab.name!r} is not up: `spiderpool-lab --name {lab.name} up`")
+        raise lifecycle.not_up(lab)
     with locked(lab):
         for node in NODES:
             if not nodes.agent_runs(state, node.name):

@@ -31,6 +31,7 @@ STANDARD_CNI = "/usr/lib/cni"
 PORT = 8080
 """What every actor listens on, TCP and UDP."""
 
+DEFAULT_NAME = "spl"
 _NAME = re.compile(r"spl[a-z0-9]{0,12}")
 """Begins with three letters of ours, so that `down` cannot take somebody else's namespaces for the lab's."""
 

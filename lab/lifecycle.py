@@ -27,8 +27,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def preflight(lab: Lab) -> None:
     """Whether this machine can carry a lab. Raises LabError naming everything that is missing."""
-    if os.geteuid():
-        raise LabError("must run as root: the lab makes network namespaces, cgroups and eBPF programs")
     wrong = []
     cgroup2_root()
     with open("/proc/filesystems") as filesystems:
@@ -42,12 +40,24 @@ def preflight(lab: Lab) -> None:
         wrong.append(f"{nodes.CNI_BUILT}/spiderpool is missing: run plugins/shim/build.sh")
     if wrong:
         raise LabError("; ".join(wrong))
-    if os.path.exists(lab.state) or topology.namespaces(lab) or os.path.isdir(f"{cgroup2_root()}/{lab.name}"):
+    if exists(lab):
         whole = State.load(lab).complete
         raise LabError(
             f"lab {lab.name!r} is {'up already' if whole else 'half-way up'}: "
-            f"`spiderpool-lab --name {lab.name} down` removes it"
+            f"`{nodes.command_line(lab, 'down')}` removes it"
         )
+
+
+def exists(lab: Lab) -> bool:
+    """Whether anything of the lab is there."""
+    return os.path.exists(lab.state) or bool(topology.namespaces(lab)) or os.path.isdir(f"{cgroup2_root()}/{lab.name}")
+
+
+def not_up(lab: Lab) -> LabError:
+    """What to tell somebody who wants to use a lab that is not up."""
+    if exists(lab):
+        return LabError(f"lab {lab.name!r} is half-way up: `{nodes.command_line(lab, 'down')}` removes it")
+    return LabError(f"lab {lab.name!r} is not up: `{nodes.command_line(lab, 'up')}`")
 
 
 def parallel(work: Iterable[Callable[[], object]]) -> None:
@@ -134,13 +144,17 @@ def _make_state(lab: Lab) -> None:
     # The folder of all labs goes with the last of them, maybe just now, between its making and ours.
     for _ in range(10):
         with contextlib.suppress(FileNotFoundError):
-            os.makedirs(lab.state, mode=0o700)
+            try:
+                os.makedirs(lab.state, mode=0o700)
+            except FileExistsError:
+                raise LabError(f"somebody else brings lab {lab.name!r} up") from None
             return
     raise LabError(f"{STATE_ROOT} vanishes again and again")
 
 
 def _up(state: State, paper: Paper) -> None:
     lab = state.lab
+    paper.heading(f"Lab {lab.name} comes up")
 
     def timed(text: str, work: Callable[[], object]) -> None:
         begin = time.monotonic()
@@ -179,9 +193,7 @@ def host_actor(node: str) -> str:
 
 def down(lab: Lab) -> bool:
     """Remove everything of the lab; False if there was nothing. Raises LabError."""
-    if os.geteuid():
-        raise LabError("must run as root")
-    found = os.path.exists(lab.state) or bool(topology.namespaces(lab)) or os.path.isdir(f"{cgroup2_root()}/{lab.name}")
+    found = exists(lab)
     with locked(lab) if os.path.isdir(lab.state) else contextlib.nullcontext():
         _remove(lab)
     return found

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from lab.layout import SOURCES, Lab, LabError
+from lab.layout import DEFAULT_NAME, SOURCES, Lab, LabError
 from lab.pods import cgroup
 from lab.process import alive, end, in_netns, last_lines, record, run, spawn
 from lab.state import State
@@ -33,6 +33,13 @@ BIN = os.path.dirname(os.path.abspath(sys.executable))
 CNI_BUILT = f"{SOURCES}/build/cni"
 HEADERS = f"{SOURCES}/build/headers"
 """Where agents keep what BCC compiles with; it outlives a lab, as a package's cache does."""
+
+
+def command_line(lab: Lab, words: str, program: str = "spiderpool-lab") -> str:
+    """What a person types to run one of our programs: short from within the checkout, right from everywhere else."""
+    folder = os.path.relpath(BIN) if os.getcwd() == SOURCES else BIN
+    name = f" --name {lab.name}" if program == "spiderpool-lab" and lab.name != DEFAULT_NAME else ""
+    return f"{folder}/{program}{name} {words}"
 
 
 def agent(node: str) -> str:
