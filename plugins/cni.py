@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_interface
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -24,6 +25,9 @@ Command = Literal["ADD", "DEL", "CHECK", "STATUS", "GC"]
 COMMANDS: tuple[Command, ...] = ("ADD", "DEL", "CHECK", "STATUS", "GC")
 SINCE: Mapping[str, str] = {"CHECK": "0.4.0", "STATUS": "1.1.0", "GC": "1.1.0"}
 """First version that has the command."""
+
+ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
+"""Members of a GC's configuration that list what is to stay, in order of preference."""
 
 _CONTAINER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,252}")
 _IFNAME_FORBIDDEN = re.compile(r"[/:\s\x00]")
@@ -232,10 +236,7 @@ def decode_prev_result(config: Mapping[str, Any]) -> Result | None:
         return None
     try:
         return Result(
-            ips=tuple(
-                ResultIP(str(i["address"]), str(i.get("gateway") or ""), i.get("interface"))
-                for i in raw.get("ips") or ()
-            ),
+            ips=tuple(_previous_ip(f"prevResult.ips[{n}]", ip) for n, ip in enumerate(raw.get("ips") or ())),
             routes=tuple(ResultRoute(str(r["dst"]), str(r.get("gw") or "")) for r in raw.get("routes") or ()),
             interfaces=tuple(
                 ResultInterface(str(i["name"]), str(i.get("mac") or ""), str(i.get("sandbox") or ""))
@@ -245,6 +246,43 @@ def decode_prev_result(config: Mapping[str, Any]) -> Result | None:
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise InvalidConfigError("prevResult is malformed", f"prevResult: {error!r}") from None
+
+
+def _previous_ip(path: str, ip: Mapping[str, Any]) -> ResultIP:
+    address, interface = ip["address"], ip.get("interface")
+    try:
+        ip_interface(address if isinstance(address, str) else "")
+    except ValueError:
+        raise InvalidConfigError(
+            "prevResult is malformed", f"{path}.address: {str(address)[:80]!r}, allowed: ADDRESS/LENGTH"
+        ) from None
+    if interface is not None and type(interface) is not int:
+        raise InvalidConfigError(
+            "prevResult is malformed", f"{path}.interface: {str(interface)[:80]!r}, allowed: an index of interfaces"
+        )
+    return ResultIP(address, str(ip.get("gateway") or ""), interface)
+
+
+def valid_attachments(config: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """(container id, ifname) of GC's list. Its absence is an error and never an empty list.
+
+    Raises InvalidConfigError. Source: CNI specification 1.1.0, "GC"; some libraries write the shorter key.
+    """
+    key = next((key for key in ATTACHMENTS if key in config), ATTACHMENTS[0])
+    listed = config.get(key)
+    if not isinstance(listed, list):
+        raise InvalidConfigError(
+            "GC without a list of attachments", f'{key}: a list of {{"containerID": …, "ifname": …}} is expected'
+        )
+    found: set[tuple[str, str]] = set()
+    for index, item in enumerate(listed):
+        container_id, ifname = (item.get("containerID"), item.get("ifname")) if isinstance(item, dict) else ("", "")
+        if not (isinstance(container_id, str) and container_id and isinstance(ifname, str) and ifname):
+            raise InvalidConfigError(
+                "GC with a malformed list", f'{key}[{index}]: {{"containerID": string, "ifname": string}} is expected'
+            )
+        found.add((container_id, ifname))
+    return found
 
 
 class Plugin(Protocol):

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from ipaddress import ip_interface
 from typing import Any, NoReturn, TypeVar
 
-from plugins.cni import Call, Plugin, Result, decode_prev_result
+from plugins.cni import Call, Plugin, Result, decode_prev_result, valid_attachments
 from plugins.coordinator.add import Attached, Task, attach
 from plugins.coordinator.check import differences
 from plugins.coordinator.config import (
@@ -111,7 +110,7 @@ class Coordinator(Plugin):
 
     async def gc(self, call: Call) -> None:
         """Remove the pairs of this network whose attachment is not listed."""
-        valid = _valid_attachments(call.config)
+        valid = valid_attachments(call.config)
         table = parse_host_table(call.config, self._settings)
         network = str(call.config.get("name", ""))
         protected = set(self._busy)
@@ -222,14 +221,6 @@ def _require_previous(call: Call) -> Result:
             "prevResult is missing",
             "prevResult: coordinator is a chained plugin, it follows the one that makes the NIC",
         )
-    for index, ip in enumerate(previous.ips):
-        try:
-            ip_interface(ip.address)
-        except ValueError:
-            raise InvalidConfigError(
-                "prevResult is malformed",
-                f"prevResult.ips[{index}].address: {ip.address[:80]!r}, allowed: ADDRESS/LENGTH",
-            ) from None
     return previous
 
 
@@ -237,25 +228,6 @@ def _require_fd(call: Call) -> int:
     if call.netns_fd is None:
         raise IOFailureError("the pod's network namespace is not open", call.netns)
     return call.netns_fd
-
-
-def _valid_attachments(netconf: Mapping[str, Any]) -> list[tuple[str, str]]:
-    path = "cni.dev/valid-attachments"
-    listed = netconf.get(path)
-    if not isinstance(listed, list):
-        raise InvalidConfigError(
-            f"{path} is missing", f'{path}: a list of {{"containerID": …, "ifname": …}} is expected'
-        )
-    found: list[tuple[str, str]] = []
-    for index, item in enumerate(listed):
-        container_id = item.get("containerID") if isinstance(item, dict) else None
-        ifname = item.get("ifname") if isinstance(item, dict) else None
-        if not isinstance(container_id, str) or not isinstance(ifname, str):
-            raise InvalidConfigError(
-                f"{path} is malformed", f'{path}[{index}]: {{"containerID": string, "ifname": string}} is expected'
-            )
-        found.append((container_id, ifname))
-    return found
 
 
 async def _settled(work: Awaitable[T]) -> T:

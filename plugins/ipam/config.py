@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_interface
 from typing import Any
@@ -117,38 +117,6 @@ def fixed_addresses(call: Call) -> dict[Family, Address]:
                 "the address asked for is invalid", f"{where}: a second IPv{address.version} address, one is allowed"
             )
     return result
-
-
-def valid_attachments(config: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """(container id, ifname) of GC's list. Its absence is an error and never an empty list.
-
-    Raises InvalidConfigError. Source: CNI specification 1.1.0, "GC"; libcni 1.2.0 wrote the shorter key.
-    """
-    for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
-        if key in config:
-            break
-    else:
-        raise InvalidConfigError("GC without a list of attachments", "cni.dev/valid-attachments: is missing")
-    items = config[key]
-    try:
-        return {(_string(item, "containerID"), _string(item, "ifname")) for item in _list(items)}
-    except (TypeError, KeyError) as error:
-        raise InvalidConfigError(
-            "GC with a malformed list", f"{key}: objects with containerID and ifname are expected ({error})"
-        ) from None
-
-
-def _list(value: object) -> Iterable[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"it is a {type(value).__name__}")
-    return value
-
-
-def _string(item: Any, key: str) -> str:
-    value = item[key]
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"{key} is {value!r}")
-    return value
 
 
 def _names(block: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class Detector:
         if attempt.netns_fd is None:
             return
         if settings.enable_ip_conflict_detection:
-            _spare_the_kernel_its_own(attempt)
+            await _spare_the_kernel_its_own(attempt)
         try:
             async with await self._prober.open(attempt.netns_fd, attempt.request.nic) as nic:
                 if settings.enable_ip_conflict_detection:
@@ -141,12 +141,12 @@ class Detector:
             log.warning("addresses could not be announced on NIC %s: %s", attempt.request.nic, error)
 
 
-def _spare_the_kernel_its_own(attempt: Attempt) -> None:
+async def _spare_the_kernel_its_own(attempt: Attempt) -> None:
     """Beside our probe the kernel's, which takes a second or two, has nothing to add. Failure only costs that time."""
     if 6 not in attempt.claims or attempt.netns_fd is None:
         return
     try:
-        leave_duplicates_to_us(attempt.netns_fd, attempt.request.nic)
+        await leave_duplicates_to_us(attempt.netns_fd, attempt.request.nic)
     except OSError as error:
         log.warning("NIC %s keeps the kernel's duplicate address detection: %s", attempt.request.nic, error)
 

@@ -7,14 +7,14 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from random import Random
 from typing import Any
 
 from api.claim import Claim
 from api.pool import Pool
-from api.ranges import Family, IPSet
-from plugins.cni import Call, Plugin, decode_prev_result, encode_result
+from api.ranges import Address, Family, IPSet
+from plugins.cni import Call, Plugin, decode_prev_result, encode_result, valid_attachments
 from plugins.coordinator.probe import Prober
 from plugins.errors import (
     CheckFailedError,
@@ -32,7 +32,7 @@ from plugins.ipam.candidates import PoolFacts
 from plugins.ipam.catalog import Catalog
 from plugins.ipam.claims import ClaimWriter
 from plugins.ipam.concurrency import Key, KeyLocks, container_key, pod_key, together
-from plugins.ipam.config import network_name, parse_config, parse_request, valid_attachments
+from plugins.ipam.config import network_name, parse_config, parse_request
 from plugins.ipam.detection import Detector
 from plugins.ipam.endpoints import EndpointWriter
 from plugins.ipam.held import NodeClaims, belongs, partial, set_key
@@ -131,10 +131,12 @@ class Ipam(Plugin):
                 await self.ready(self._settings.add_deadline)
                 held = await self._held.of_container(call.container_id, call.ifname, call.pod_uid)
                 claims = [claim for claim in [await self._writer.read(c.metadata.name) for c in held] if claim]
-        claimed = {c.spec.address for c in claims if belongs(c, call.container_id, call.ifname, call.pod_uid)}
+        claimed = {
+            ip_address(c.spec.address) for c in claims if belongs(c, call.container_id, call.ifname, call.pod_uid)
+        }
         names = {index for index, nic in enumerate(previous.interfaces) if nic.name == call.ifname and nic.sandbox}
         told = {
-            str(ip_interface(ip.address).ip)
+            ip_interface(ip.address).ip
             for ip in previous.ips
             if ip.interface is None or not previous.interfaces or ip.interface in names
         }
@@ -145,10 +147,10 @@ class Ipam(Plugin):
                 "claims and prevResult differ", f"claimed: {_list(claimed)}; prevResult: {_list(told)}"
             )
         assert call.netns_fd is not None  # noqa: S101 - parse_call refuses a CHECK without it
-        present = {str(ip_interface(text).ip) for text in addresses_of(call.netns_fd, call.ifname) if text}
-        if not claimed <= present:
+        missing = claimed - await addresses_of(call.netns_fd, call.ifname)
+        if missing:
             raise CheckFailedError(
-                "the NIC lacks an address", f"{call.ifname}: {_list(claimed - present)} is claimed and not on it"
+                "the NIC lacks an address", f"{call.ifname}: {_list(missing)} is claimed and not on it"
             )
 
     async def status(self, call: Call) -> None:
@@ -269,11 +271,16 @@ class Ipam(Plugin):
             if now - self._partial_since[key] < self._settings.partial_grace or any(map(self._locks.busy, locks)):
                 continue
             async with self._locks.hold(*locks):
-                for claim in claims:
-                    version = claim.metadata.resource_version
-                    await self._writer.release(claim, _unchanged(version), metrics.release_conflicts)
-            metrics.partial_sets.inc()
-            log.warning("collected an incomplete set of claims: %s", _list({c.spec.address for c in claims}))
+                freed = [
+                    ip_address(claim.spec.address)
+                    for claim in claims
+                    if await self._writer.release(
+                        claim, _unchanged(claim.metadata.resource_version), metrics.release_conflicts
+                    )
+                ]
+            if freed:
+                metrics.partial_sets.inc()
+                log.warning("collected an incomplete set of claims: %s", _list(freed))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._group is None:
@@ -331,5 +338,5 @@ def _foreign_errors(command: str) -> Iterator[None]:
         raise TryAgainLaterError("it took too long", f"{command}: the store or the caches did not answer") from error
 
 
-def _list(addresses: set[str]) -> str:
-    return ", ".join(sorted(addresses)) or "none"
+def _list(addresses: Iterable[Address]) -> str:
+    return ", ".join(sorted(map(str, addresses))) or "none"

@@ -119,7 +119,7 @@ def test_gc_without_a_list_or_a_name_does_nothing(tmp_path: Path) -> None:
         async with node(tmp_path) as (ipam, store):
             await pool(store, "v4", "10.6.0.10-10.6.0.99")
             await ipam.add(call("a"))
-            with pytest.raises(InvalidConfigError, match="valid-attachments: is missing"):
+            with pytest.raises(InvalidConfigError, match="valid-attachments: a list"):
                 await ipam.gc(call("", "GC"))
             with pytest.raises(InvalidConfigError, match="name: is missing"):
                 await ipam.gc(gc(config={"name": ""}))

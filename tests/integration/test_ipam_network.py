@@ -12,7 +12,13 @@ import pytest
 
 from api.claim import Claim
 from plugins.coordinator.probe import ProbeSettings
-from plugins.errors import AddressConflictError, CheckFailedError, GatewayUnreachableError, TryAgainLaterError
+from plugins.errors import (
+    AddressConflictError,
+    CheckFailedError,
+    GatewayUnreachableError,
+    InvalidConfigError,
+    TryAgainLaterError,
+)
 from plugins.ipam.settings import IpamSettings
 from tests.integration.ipam_rig import addresses, call, claims, node, pool
 from tests.integration.probe_segment import Answering, Host, Segment, segment
@@ -219,6 +225,9 @@ def test_check(tmp_path: Path, lan: Segment) -> None:
             await check()
             with pytest.raises(CheckFailedError, match="claims and prevResult differ"):
                 await check({**result, "ips": [{"address": "10.6.0.99/16"}]})
+            for member, wrong in {"address": "10.6.0.10/x", "interface": "0"}.items():
+                with pytest.raises(InvalidConfigError, match=rf"prevResult\.ips\[1\]\.{member}"):
+                    await check({**result, "ips": [result["ips"][0], {**result["ips"][1], member: wrong}]})
             with pytest.raises(CheckFailedError, match="no address is claimed"):
                 await check(container="another")
             await ipam.delete(call("a", "DEL"))

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from plugins.cni import valid_attachments
 from plugins.errors import InvalidConfigError, UnsupportedFieldError
-from plugins.ipam.config import parse_config, parse_request, valid_attachments
+from plugins.ipam.config import parse_config, parse_request
 from tests.integration.ipam_rig import call
 
 
