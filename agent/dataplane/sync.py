@@ -122,7 +122,7 @@ class Dataplane:
         await self._translate()
         self._tables = await _in_thread(ServiceTables.open, self._pins)
         report = await _in_thread(self._tables.reconcile, dict(self._desired.frontends))
-        self._account(report, set(self._desired.frontends))
+        self._account(report)
         await _in_thread(self._attach, cgroup)
         self._ready.set()
         metrics.READY.set(1)
@@ -199,7 +199,7 @@ class Dataplane:
         if report.writes and expected:
             metrics.REPAIRS.inc(report.writes)
             log.warning("%d map entries were not as they should be, and are now", report.writes)
-        self._account(report, set(self._desired.frontends))
+        self._account(report)
 
     async def _translate(self) -> set[Frontend]:
         """Take in what the informers saw; returns the frontends that changed."""
@@ -224,7 +224,8 @@ class Dataplane:
             winner, *others = (f"{owner.namespace}/{owner.name}" for owner in conflicts[frontend])
             log.warning("%s is claimed by %s, so not by %s", metrics.frontend_text(frontend), winner, ", ".join(others))
 
-    def _account(self, report: Report, touched: set[Frontend]) -> None:
+    def _account(self, report: Report, touched: set[Frontend] | None = None) -> None:
+        """Tell of `report`, which is about the frontends `touched` (None: about all there are)."""
         metrics.WRITES.inc(report.writes)
         programmed = self._tables.programmed if self._tables is not None else {}
         metrics.FRONTENDS.set(len(programmed))
@@ -234,7 +235,8 @@ class Dataplane:
             metrics.FAILURES.labels(type(error).__name__).inc()
             name = metrics.frontend_text(frontend)
             log.error("%s is not served as it should be, raise max_services or max_backends: %s", name, error)
-        self._unprogrammed = (self._unprogrammed - touched) | report.unprogrammed.keys()
+        untouched = self._unprogrammed - touched if touched is not None else set[Frontend]()
+        self._unprogrammed = untouched | report.unprogrammed.keys()
         metrics.UNPROGRAMMED.set(len(self._unprogrammed))
 
     def _service_changed(self, old: Service | None, new: Service | None) -> None:

@@ -284,6 +284,37 @@ def test_it_waits_for_a_load_balancer_to_go(node: Node, caplog: pytest.LogCaptur
     asyncio.run(scenario())
 
 
+def test_shortage_that_ended_while_nobody_looked_is_forgotten(node: Node) -> None:
+    settings = replace(node.settings, max_services=1)
+
+    async def became(value: object, what: str) -> None:
+        end = time.monotonic() + 10
+        while getattr(metrics, what)._value.get() != value:
+            assert time.monotonic() < end, what
+            await asyncio.sleep(0.02)
+
+    async def scenario() -> None:
+        async with opened(node) as store, running(node, store, settings) as dataplane:
+            await dataplane.ready()
+            for index in range(2):
+                await store.create(service(f"s{index}", f"10.96.1.{index}"))
+            await became(1, "UNPROGRAMMED")
+            with attached(node.cgroup, "cil_sock4_conne", 2):
+                os.unlink(node.pins.link(HOOKS[-1]))
+                await became(0, "READY")
+                for index in range(2):
+                    await store.delete(Service, f"s{index}", "default")
+                end = time.monotonic() + 10
+                while list(dataplane._services.values()):
+                    assert time.monotonic() < end
+                    await asyncio.sleep(0.01)
+            async with asyncio.timeout(20):
+                await dataplane.ready()
+            await became(0, "UNPROGRAMMED")
+
+    asyncio.run(scenario())
+
+
 def test_loader_that_hangs_is_ended_and_told(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     settings = replace(node.settings, loader_deadline=0.01)
 
