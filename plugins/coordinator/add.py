@@ -15,7 +15,7 @@ from random import SystemRandom
 
 from plugins.coordinator.config import CoordinatorConfig
 from plugins.coordinator.facts import NodeFacts, PodFacts, read_node, read_pod
-from plugins.coordinator.host import Host, find_link, is_of, remove_link, tolerate
+from plugins.coordinator.host import Host, families_of_links, find_link, is_of, remove_link, tolerate
 from plugins.coordinator.plan import IPV6_SWITCH, LINK_GROUP, POD_VETH, Attachment, Plan, make_plan, resolve_mode
 from plugins.errors import WiringError
 from plugins.net import rtnl
@@ -114,13 +114,13 @@ def attach(host: Host, task: Task, abandoned: Callable[[], bool]) -> Attached:
     undo = Undo(host, task)
     try:
         with host.socket() as node:
-            others = host.addresses.read(node)
+            others, families = host.addresses.read(node), families_of_links()
             enter(netns_fd)
             with Netlink(NETLINK_ROUTE, timeout) as pod:
                 pod_facts = read_pod(pod, attachment.ifname)
                 resolve_mode(config, attachment.ifname, pod_facts.veth is not None)
                 node_facts = _settled(node, attachment, config, pod_facts)
-                plan = make_plan(config, pod_facts.nic, (*node_facts.preferred, *others))
+                plan = make_plan(config, pod_facts.nic, (*node_facts.preferred, *others), families)
                 for prefix in plan.unreached:
                     log.warning("the node has no address of that family, so pods cannot reach %s", prefix)
                 _stop_if(abandoned)

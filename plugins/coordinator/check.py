@@ -16,7 +16,7 @@ from plugins.cni import Result
 from plugins.coordinator.add import MARKS, Task
 from plugins.coordinator.config import CoordinatorConfig
 from plugins.coordinator.facts import PodFacts, read_pod
-from plugins.coordinator.host import Host, find_link, table_routes
+from plugins.coordinator.host import Host, families_of_links, find_link, table_routes
 from plugins.coordinator.plan import (
     FIRST_TABLE,
     POD_VETH,
@@ -43,7 +43,7 @@ def differences(host: Host, task: Task, previous: Result) -> list[str]:
     """
     attachment, config, timeout = task.attachment, task.config, task.timeout
     with host.socket() as node:
-        now = {address.version for address in host.addresses.read(node)}
+        now, families = {address.version for address in host.addresses.read(node)}, families_of_links()
         enter(task.netns_fd)
         with Netlink(NETLINK_ROUTE, timeout) as pod:
             facts = read_pod(pod, attachment.ifname)
@@ -63,7 +63,7 @@ def differences(host: Host, task: Task, previous: Result) -> list[str]:
             hosts = _hosts(facts.veth.ifindex, neighbours, tables)
             if not nic.addresses:
                 return found
-            plan = make_plan(config, nic, hosts)
+            plan = make_plan(config, nic, hosts, families)
             found += _neighbours(neighbours, plan.pod_neighbours, link.mac, "the pod")
             lost = {a.version for a in plan.host_addresses} & now - {a.version for a in hosts}
             found += [f"the pod knows no IPv{version} address of the node" for version in sorted(lost)]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
@@ -124,7 +124,7 @@ class Plan:
 
     host_rules: tuple[Rule, ...]
     host_addresses: tuple[Address, ...]
-    """The pod's addresses, each a route and a neighbour on the node."""
+    """The pod's addresses, each a route and a neighbour on the node; without those of a version that is off there."""
     host_table: int
     pod_mac: bytes | None
     tx_queue_len: int | None
@@ -176,8 +176,10 @@ def order_host_addresses(preferred: Iterable[Address], others: Iterable[Address]
     return [a for a in dict.fromkeys((*preferred, *others)) if a.version in families and usable(a)]
 
 
-def make_plan(config: CoordinatorConfig, nic: PodNic, host: Iterable[Address]) -> Plan:
-    """Decide. `host` holds the node's addresses, preferred first.
+def make_plan(
+    config: CoordinatorConfig, nic: PodNic, host: Iterable[Address], on_node: Collection[int] = (4, 6)
+) -> Plan:
+    """Decide. `host` holds the node's addresses, preferred first; `on_node` the IP versions that its links have.
 
     Raises WiringError if the NIC has no usable address, InvalidConfigError if the configuration cannot serve them.
     """
@@ -197,7 +199,8 @@ def make_plan(config: CoordinatorConfig, nic: PodNic, host: Iterable[Address]) -
     routes: list[Route] = []
     for address in addresses:
         routes += (_over_veth(host_prefix(address), table, None, source) for table in (TABLE_MAIN, FIRST_TABLE))
-    hijacked = [p for p in config.hijack if p.address.version in families]
+    reached = {host_prefix(address) for address in addresses}
+    hijacked = [p for p in config.hijack if p.address.version in families and p not in reached]
     routes += (
         _over_veth(prefix, TABLE_MAIN, gateway, source)
         for prefix in hijacked
@@ -210,8 +213,11 @@ def make_plan(config: CoordinatorConfig, nic: PodNic, host: Iterable[Address]) -
             routes.append(_over_veth(_everything(version), REPLY_TABLE, gateway, source))
     mac = pod_mac(config.pod_mac_prefix, nic.first)
     return Plan(
-        host_rules=tuple(host_rule(AF_INET if v == 4 else AF_INET6, config.host_rule_table) for v in sorted(families)),
-        host_addresses=nic.addresses,
+        host_rules=tuple(
+            host_rule(AF_INET if version == 4 else AF_INET6, config.host_rule_table)
+            for version in sorted(families & {*on_node})
+        ),
+        host_addresses=tuple(address for address in nic.addresses if address.version in on_node),
         host_table=config.host_rule_table,
         pod_mac=mac if mac != nic.mac else None,
         tx_queue_len=config.tx_queue_len if config.tx_queue_len not in (0, nic.tx_queue_len) else None,

@@ -204,6 +204,28 @@ def test_single_stack(family: int) -> None:
         here.delete(pod, fd=None)
 
 
+def test_a_node_without_ipv6() -> None:
+    """Its pods may be dual stack all the same; it is only the node itself that they do not reach by IPv6."""
+    with node() as here:
+        for name in ("all", "default"):
+            here.run(partial(sysctl, f"ipv6/conf/{name}/disable_ipv6", "1"))
+        pod = here.pod()
+        here.add(pod)
+        here.check(pod)
+        assert tcp(here.far_fd, pod.fd, pod.v4, FAR4) == FAR4
+        assert tcp(pod.fd, here.router_fd, ROUTER6) == pod.v6
+        here.delete(pod)
+        assert "proto 83" not in here.ip("rule")
+
+
+def test_a_hijacked_network_that_is_an_address_of_the_node(here: Node) -> None:
+    pod = here.pod()
+    here.add(pod, hijackCIDR=[f"{NODE4}/32", f"{SECOND6}/128"])
+    here.check(pod, hijackCIDR=[f"{NODE4}/32", f"{SECOND6}/128"])
+    for address in (NODE4, SECOND6):
+        assert tcp(pod.fd, here.fd, address)
+
+
 def test_two_pods_of_one_node_and_a_policy_route(here: Node) -> None:
     first, second = here.pod(), here.pod()
     routes = [{"dst": "203.0.113.0/24", "gw": ROUTER4}, {"dst": "2001:db8:99::9", "gw": ROUTER6}]
