@@ -26,6 +26,7 @@ from api.ranges import IPSet
 from api.views import pool_status
 from plugins.ipam.candidates import PoolFacts, pool_facts
 from plugins.ipam.endpoints import remove, uid_of
+from plugins.settings import at_least
 from store.errors import ConflictError, NotFoundError, StoreError
 from store.informer import Informer
 from store.port import Query, Store
@@ -55,6 +56,9 @@ class CollectorSettings:
     sweep: float = 15.0
     """Time between two looks for quarantines that are over and endpoints whose pod is gone; a quarantine may last so
     much longer."""
+
+    def __post_init__(self) -> None:
+        at_least(0.01, debounce=self.debounce, sweep=self.sweep)
 
 
 class Collector:

@@ -18,12 +18,7 @@ from agent.dataplane.settings import DataplaneSettings
 from plugins.coordinator.probe.settings import ProbeSettings
 from plugins.coordinator.settings import CoordinatorSettings
 from plugins.ipam.settings import IpamSettings
-
-
-def _at_least(limit: float, **values: float) -> None:
-    for name, value in values.items():
-        if not value >= limit:
-            raise ValueError(f"{name} is {value}; it must be at least {limit}")
+from plugins.settings import at_least
 
 
 @dataclass(frozen=True)
@@ -74,9 +69,9 @@ class ServerSettings:
     kills."""
 
     def __post_init__(self) -> None:
-        _at_least(1, concurrency=self.concurrency)
-        _at_least(0, waiting=self.waiting, stop_patience=self.stop_patience)
-        _at_least(0.01, read_deadline=self.read_deadline, add_deadline=self.add_deadline, deadline=self.deadline)
+        at_least(1, concurrency=self.concurrency)
+        at_least(0, waiting=self.waiting, stop_patience=self.stop_patience)
+        at_least(0.01, read_deadline=self.read_deadline, add_deadline=self.add_deadline, deadline=self.deadline)
         if len(os.fsencode(self.socket)) > 100:
             raise ValueError(f"socket is {self.socket!r}; the kernel takes paths of at most 100 bytes")
 
@@ -99,8 +94,8 @@ class QueueSettings:
     """How many files the folder `failed` keeps; the oldest go."""
 
     def __post_init__(self) -> None:
-        _at_least(1, concurrency=self.concurrency, attempts=self.attempts, keep_failed=self.keep_failed)
-        _at_least(0, wait=self.wait, backoff=self.backoff)
+        at_least(1, concurrency=self.concurrency, attempts=self.attempts, keep_failed=self.keep_failed)
+        at_least(0, wait=self.wait, backoff=self.backoff)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from plugins.settings import at_least
+
 
 @dataclass(frozen=True)
 class CoordinatorSettings:
@@ -44,3 +46,7 @@ class CoordinatorSettings:
     kernel_timeout: float = 5.0
     """Seconds to wait for the kernel's answer to one batch. Batches take a millisecond, and tens when a link is
     deleted; only a kernel in trouble takes longer."""
+
+    def __post_init__(self) -> None:
+        at_least(1, workers=self.workers)
+        at_least(0.01, kernel_timeout=self.kernel_timeout)

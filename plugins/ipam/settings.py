@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from plugins.settings import at_least
+
 
 @dataclass(frozen=True)
 class IpamSettings:
@@ -46,3 +48,10 @@ class IpamSettings:
     endpoint_queue: int = 4096
     """How many pods may wait for their SpiderEndpoint to be written; further ones are dropped and logged, since
     endpoints are a view."""
+
+    def __post_init__(self) -> None:
+        at_least(0.01, add_deadline=self.add_deadline, rollback_deadline=self.rollback_deadline)
+        at_least(0.1, partial_grace=self.partial_grace, view_idle=self.view_idle)
+        at_least(1, max_collisions=self.max_collisions, endpoint_queue=self.endpoint_queue)
+        at_least(0, conflict_moves=self.conflict_moves, quarantine_time=self.quarantine_time)
+        at_least(0, quarantine_cap=self.quarantine_cap, quarantine_cap_per_mac=self.quarantine_cap_per_mac)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from plugins.settings import at_least
+
 
 @dataclass(frozen=True)
 class ProbeSettings:
@@ -28,6 +30,5 @@ class ProbeSettings:
     file descriptors at two for each."""
 
     def __post_init__(self) -> None:
-        for name in ("wait", "gateway_wait", "up_wait", "frames", "gateway_frames", "nics"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+        at_least(0.001, wait=self.wait, gateway_wait=self.gateway_wait, up_wait=self.up_wait)
+        at_least(1, frames=self.frames, gateway_frames=self.gateway_frames, nics=self.nics)
