@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 
 from api.meta import Kind, ObjectMeta, OwnerReference, Resource
+from api.validate.labels import LABEL_1123, is_subdomain, key_problem, value_problem
 from store.errors import InvalidError
 from store.port import Query
 
@@ -20,11 +20,8 @@ ANNOTATIONS_BYTES = 256 * 1024
 OBJECT_BYTES = 1536 * 1024
 """Limit of one object's JSON: what etcd takes in one request."""
 
-_LABEL_1123 = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
-_is_label_1123 = re.compile(_LABEL_1123).fullmatch
+_is_label_1123 = re.compile(LABEL_1123).fullmatch
 _is_label_1035 = re.compile(r"[a-z](?:[-a-z0-9]*[a-z0-9])?").fullmatch
-_is_subdomain = re.compile(rf"{_LABEL_1123}(?:\.{_LABEL_1123})*").fullmatch
-_is_qualified_part = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?").fullmatch
 
 _NAMED_AS_DNS_LABEL = {("v1", "Service")}
 """Kinds whose name becomes a single label of a DNS name that starts with a letter (RFC 1035)."""
@@ -50,8 +47,7 @@ def _problems(kind: Kind, metadata: ObjectMeta) -> Iterator[str]:
     if metadata.annotations:
         yield from annotation_problems(metadata.annotations)
     for index, finalizer in enumerate(metadata.finalizers):
-        problem = qualified_name(finalizer)
-        if problem:
+        if problem := key_problem(finalizer):
             yield f"metadata.finalizers[{index}]: {finalizer!r}: {problem}"
     if metadata.owner_references:
         yield from owner_problems(metadata.owner_references)
@@ -67,7 +63,7 @@ def name_problems(kind: Kind, name: str) -> Iterator[str]:
                 f"metadata.name: {name!r} must be a DNS-1035 label: at most 63 lower-case letters, digits and '-', "
                 "starting with a letter, ending with a letter or digit"
             )
-    elif len(name) > 253 or not _is_subdomain(name):
+    elif len(name) > 253 or not is_subdomain(name):
         yield (
             f"metadata.name: {name!r} must be a DNS-1123 subdomain: at most 253 lower-case letters, digits, '-' "
             "and '.', each part starting and ending with a letter or digit"
@@ -91,36 +87,20 @@ def namespace_problems(kind: Kind, namespace: str) -> Iterator[str]:
 def label_problems(labels: Mapping[str, str]) -> Iterator[str]:
     """Problems of `metadata.labels`."""
     for key, value in labels.items():
-        problem = qualified_name(key)
-        if problem:
+        if problem := key_problem(key):
             yield f"metadata.labels: key {key!r}: {problem}"
-        if value and (len(value) > 63 or not _is_qualified_part(value)):
-            yield (
-                f"metadata.labels[{key}]: {value!r}: must be empty or at most 63 letters, digits, '-', '_' and '.', "
-                "starting and ending with a letter or digit"
-            )
+        if problem := value_problem(value):
+            yield f"metadata.labels[{key}]: {value!r}: {problem}"
 
 
 def annotation_problems(annotations: Mapping[str, str]) -> Iterator[str]:
     """Problems of `metadata.annotations`; keys are compared without regard to case."""
     for key in annotations:
-        problem = qualified_name(key.lower())
-        if problem:
+        if problem := key_problem(key.lower()):
             yield f"metadata.annotations: key {key!r}: {problem}"
     size = sum(len(key.encode()) + len(value.encode()) for key, value in annotations.items())
     if size > ANNOTATIONS_BYTES:
         yield f"metadata.annotations: {size} bytes are too long, at most {ANNOTATIONS_BYTES}"
-
-
-@lru_cache(maxsize=1024)
-def qualified_name(name: str) -> str:
-    """What is wrong with `name` as `[DNS subdomain/]name` (label keys, finalizers); empty if nothing."""
-    prefix, slash, part = name.rpartition("/")
-    if slash and (len(prefix) > 253 or not _is_subdomain(prefix)):
-        return "the part before '/' must be a DNS-1123 subdomain"
-    if len(part) > 63 or not _is_qualified_part(part):
-        return "the name must be 1 to 63 letters, digits, '-', '_', '.', and start and end with a letter or digit"
-    return ""
 
 
 def owner_problems(references: list[OwnerReference]) -> Iterator[str]:
