@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
+# The environment and the executables come before what uses them, also with -j.
+.NOTPARALLEL:
 PY := build/venv/bin/python
 BIN := build/venv/bin
 export PYTHONPATH := $(CURDIR)
@@ -10,7 +12,7 @@ export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/build/zig-cache
 .PHONY: help demo test test-unit test-integration test-e2e bench lint generate format lock clean run-env dev-env shim shim-all
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 run-env: # what the agent and the lab need
 	@lab/provision.sh run
@@ -25,7 +27,7 @@ shim-all: dev-env shim # the CNI executable for every architecture we release
 	@plugins/shim/build.sh amd64
 	@plugins/shim/build.sh arm64
 
-demo: run-env shim ## two nodes, pods and services on this machine; proves what works, row by row
+demo: run-env shim ## two nodes, a router, pods and services on this machine; proves what works, row by row
 	@$(BIN)/spiderpool-lab demo
 
 test: dev-env shim-all ## all tests; leaves nothing on the machine
@@ -34,10 +36,10 @@ test: dev-env shim-all ## all tests; leaves nothing on the machine
 test-unit: dev-env ## pure functions only: no root, no network
 	@$(BIN)/pytest tests/unit
 
-test-integration: dev-env shim-all ## real network namespaces, sockets, packets, eBPF
+test-integration: dev-env shim-all ## real network namespaces, sockets, packets, eBPF (root)
 	@$(PY) tests/run.py $(BIN)/pytest tests/integration
 
-test-e2e: dev-env shim ## the lab, through its public surface
+test-e2e: dev-env shim ## the lab, through its public surface (root)
 	@$(PY) tests/run.py $(BIN)/pytest tests/e2e
 
 bench: dev-env shim ## medians and p99 beside their rivals; writes build/bench.json
@@ -70,7 +72,7 @@ lock: dev-env ## renew the lock files from pyproject.toml
 	@build/lock-venv/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url --no-annotate --extra dev -c requirements-run.lock pyproject.toml -o requirements-dev.lock
 
-clean: ## the lab, if it is up, and everything that was built
+clean: ## removes the lab (the one without --name), and everything that was built
 	@[ ! -x $(BIN)/spiderpool-lab ] || $(BIN)/spiderpool-lab down
 	@rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
