@@ -60,7 +60,6 @@ class Undo:
 
     host: Host
     task: Task
-    host_table: int = 0
     pair: bool = False
     marks: bool = False
     in_pod: list[Message] = field(default_factory=list)
@@ -75,13 +74,13 @@ class Undo:
                 log.error("cannot take back all of a failed ADD", extra={"side": name, "error": str(error)})
 
     def _node(self) -> None:
-        if not self.host_table:
+        if not self.pair:
             return
         with self.host.socket() as node:
-            link = find_link(node, self.task.attachment.host_link) if self.pair else None
+            link = find_link(node, self.task.attachment.host_link)
             if link is not None and is_of(link, self.task.attachment):
                 remove_link(node, link)
-            self.host.release_rule(node, self.host_table)
+            self.host.release_rules(node)
 
     def _pod(self) -> None:
         if not (self.in_pod or self.marks or self.sysctls):
@@ -204,7 +203,6 @@ def _create_pair(node: Netlink, attachment: Attachment, plan: Plan, netns_fd: in
     create = rtnl.veth(
         name, node_mac, plan.veth_mtu, LINK_GROUP, peer=POD_VETH, peer_mac=pod_mac, peer_netns_fd=netns_fd
     )
-    undo.host_table = plan.host_table
     undo.pair = True
     exchange = node.exchange((create, rtnl.link_get(name)))
     if exchange.failures:

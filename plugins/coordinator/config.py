@@ -71,7 +71,7 @@ def parse_config(netconf: Mapping[str, Any], settings: CoordinatorSettings) -> C
         pod_default_route_nic=_nic(netconf, "podDefaultRouteNic", settings.pod_default_route_nic, empty=True),
         veth_link_address=_link_address(_text(netconf, "vethLinkAddress", settings.veth_link_address)),
         veth_mtu=_integer(netconf, "vethMTU", settings.veth_mtu, *MTU_RANGE),
-        host_rule_table=parse_host_table(netconf, settings),
+        host_rule_table=_host_table(netconf, settings),
         pod_rp_filter=_rp_filter(netconf, settings),
         tx_queue_len=_integer(netconf, "txQueueLen", settings.tx_queue_len, 0, 2**31 - 1),
     )
@@ -90,8 +90,7 @@ def parse_default_nic(netconf: Mapping[str, Any], settings: CoordinatorSettings)
     return _nic(netconf, "podDefaultCniNic", settings.pod_default_cni_nic, empty=False)
 
 
-def parse_host_table(netconf: Mapping[str, Any], settings: CoordinatorSettings) -> int:
-    """The member `hostRuleTable`. Raises InvalidConfigError."""
+def _host_table(netconf: Mapping[str, Any], settings: CoordinatorSettings) -> int:
     table = _integer(netconf, "hostRuleTable", settings.host_rule_table, 1, 2**32 - 1)
     if table in RESERVED_TABLES:
         _refuse("hostRuleTable", table, "not 253, 254 or 255, which are the node's own tables")

@@ -17,7 +17,6 @@ from plugins.coordinator.config import (
     CoordinatorConfig,
     parse_config,
     parse_default_nic,
-    parse_host_table,
     parse_mode,
 )
 from plugins.coordinator.delete import collect, detach
@@ -79,10 +78,9 @@ class Coordinator(Plugin):
         if parse_mode(call.config, self._settings) == "disable":
             return
         first = call.ifname == parse_default_nic(call.config, self._settings)
-        table = parse_host_table(call.config, self._settings)
         fd = call.netns_fd if first else None
         timeout = self._settings.kernel_timeout
-        await self._remove(lambda: detach(self._host, _attachment(call), table, fd, timeout))
+        await self._remove(lambda: detach(self._host, _attachment(call), fd, timeout))
 
     async def check(self, call: Call) -> None:
         """Compare the pod and the node with what ADD makes."""
@@ -111,14 +109,11 @@ class Coordinator(Plugin):
     async def gc(self, call: Call) -> None:
         """Remove the pairs of this network whose attachment is not listed."""
         valid = valid_attachments(call.config)
-        table = parse_host_table(call.config, self._settings)
         network = str(call.config.get("name", ""))
         protected = set(self._busy)
         self._collections.append(protected)
         try:
-            removed = await self._remove(
-                lambda: collect(self._host, network, valid, lambda: frozenset(protected), table)
-            )
+            removed = await self._remove(lambda: collect(self._host, network, valid, lambda: frozenset(protected)))
         finally:
             self._collections.remove(protected)
         if removed:

@@ -18,7 +18,7 @@ from plugins.net.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink
 from plugins.net.netns import in_netns
 
 
-def detach(host: Host, attachment: Attachment, host_table: int, netns_fd: int | None, timeout: float) -> None:
+def detach(host: Host, attachment: Attachment, netns_fd: int | None, timeout: float) -> None:
     """Remove the pair of `attachment`, and what is left in the pod if its namespace still is.
 
     Deleting a link waits for an RCU grace period, tens of milliseconds. Raises BatchError, OSError.
@@ -27,7 +27,7 @@ def detach(host: Host, attachment: Attachment, host_table: int, netns_fd: int | 
         link = find_link(node, attachment.host_link)
         if link is not None and is_of(link, attachment):
             remove_link(node, link)
-        host.release_rule(node, host_table)
+        host.release_rules(node)
     if netns_fd is not None:
         in_netns(netns_fd, lambda: clear_pod(timeout))
 
@@ -57,7 +57,6 @@ def collect(
     network: str,
     valid: Iterable[tuple[str, str]],
     in_progress: Callable[[], frozenset[str]],
-    host_table: int,
 ) -> list[str]:
     """Remove the pairs of `network` whose (container id, ifname) is not in `valid`; the names of their links.
 
@@ -84,5 +83,5 @@ def collect(
             if dead:
                 remove_link(node, link)
                 removed.append(link.name)
-        host.release_rule(node, host_table)
+        host.release_rules(node)
     return removed

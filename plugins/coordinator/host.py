@@ -80,19 +80,21 @@ class Host:
         self.addresses.close()
 
     def wire(self, netlink: Netlink, messages: Sequence[Message]) -> Exchange:
-        """Send a batch that adds the shared rule and routes below it; never while `release_rule` decides."""
+        """Send a batch that adds the shared rule and routes below it; never while `release_rules` decides."""
         with self._rule_lock:
             return netlink.exchange(messages)
 
-    def release_rule(self, netlink: Netlink, table: int) -> None:
-        """Remove our rule for `table`, in each family in which the table is empty. Raises BatchError, OSError."""
+    def release_rules(self, netlink: Netlink) -> None:
+        """Remove our rules for tables that are empty. Raises BatchError, OSError.
+
+        Whichever table they name: `hostRuleTable` may have been another at ADD.
+        """
         for family in (AF_INET, AF_INET6):
-            rule = host_rule(family, table)
             with self._rule_lock:
-                if rule in (
-                    rtnl.parse_rule(body) for body in netlink.dump(rtnl.rule_dump(family))
-                ) and not table_routes(netlink, family, table):
-                    tolerate(netlink.exchange((rtnl.rule_delete(rule),)), errno.ENOENT)
+                rules = map(rtnl.parse_rule, netlink.dump(rtnl.rule_dump(family)))
+                ours = [rule for rule in rules if rule == host_rule(family, rule.table)]
+                idle = [rtnl.rule_delete(rule) for rule in ours if not table_routes(netlink, family, rule.table)]
+                tolerate(netlink.exchange(idle), errno.ENOENT)
 
 
 def families_of_links() -> set[int]:

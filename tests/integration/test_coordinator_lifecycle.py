@@ -157,6 +157,15 @@ def test_the_shared_rule_stays_while_a_pod_is_left(here: Node) -> None:
         assert "lookup 500" not in here.ip(family, "rule")
 
 
+def test_the_table_of_before_is_let_go(here: Node, pod: Pod) -> None:
+    """The configuration may have changed since ADD, even to one that no ADD would take."""
+    before = here.state()
+    here.add(pod, hostRuleTable=600)
+    assert here.ip("rule").count("lookup 600") == 1
+    here.delete(pod, hostRuleTable=254)
+    assert here.state()["rules"] == before["rules"]
+
+
 IMPOSSIBLE = {"policyRoutes": [{"dst": "10.200.0.5", "gw": ROUTER4}, {"dst": "10.201.0.0/16", "gw": "192.0.2.1"}]}
 
 
