@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -137,7 +138,8 @@ class Loader:
             try:
                 function = module.load_func(hook.program, _CGROUP_SOCK_ADDR, None, hook.attach_type)
             except Exception as error:  # BCC raises nothing more specific
-                raise LoadError(f"the kernel refused {hook.program}: {error}") from error
+                needed = f"Linux 5.18 or its BPF is needed, this is {platform.release()}"
+                raise LoadError(f"the kernel refused {hook.program} ({needed}): {error}") from error
             draft = f"{self.pins.programs}/new"
             with suppress(FileNotFoundError):  # left by a run that was killed
                 os.unlink(draft)

@@ -73,6 +73,67 @@ def test_connect_reaches_a_backend_and_the_peer_is_the_service(
         assert seen["from"] == [to, 80]
 
 
+@pytest.mark.parametrize("to", [VIP4, VIP6, f"::ffff:{VIP4}"])
+def test_fast_open_connects_by_sending(node: Node, tables: ServiceTables, to: str) -> None:
+    code = """
+seen = []
+for _ in range(2):  # the second has the cookie
+    s = socket.socket(socket.AF_INET6 if ":" in A["to"] else socket.AF_INET)
+    s.settimeout(None)
+    s.sendto(b"?", socket.MSG_FASTOPEN, (A["to"], 80))
+    seen.append([s.recv(100).decode(), *s.getpeername()[:2]])
+print(json.dumps(seen))
+"""
+    behind = SIX[0] if to == VIP6 else FOUR[0]
+    tables.program({frontend(VIP6 if to == VIP6 else VIP4, 80): backends(behind)})
+    assert node.ask(code, to=to) == [[behind, to, 80]] * 2
+
+
+def test_an_ipv4_address_given_to_an_ipv6_socket(node: Node, tables: ServiceTables) -> None:
+    """Python cannot, C programs do; the kernel then runs the hooks of IPv4 one way and those of IPv6 the other."""
+    code = """
+libc = ctypes.CDLL(None, use_errno=True)
+to = socket.AF_INET.to_bytes(2, "little") + (53).to_bytes(2, "big") + socket.inet_aton(A["to"]) + bytes(8)
+seen = []
+for connect in (False, True):
+    s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    if connect:
+        assert libc.connect(s.fileno(), to, 16) == 0
+        seen.append(s.getpeername()[:2])
+        s.send(b"?")
+    else:
+        assert libc.sendto(s.fileno(), b"?", 1, 0, to, 16) == 1
+    data, peer = s.recvfrom(100)
+    seen.append([data.decode(), *peer[:2]])
+print(json.dumps(seen))
+"""
+    tables.program({frontend(VIP4, 53, "UDP"): backends(FOUR[0])})
+    service = f"::ffff:{VIP4}"
+    assert node.ask(code, to=VIP4) == [[FOUR[0], service, 53], [service, 53], [FOUR[0], service, 53]]
+
+
+def test_calls_without_an_address_are_left_alone(node: Node, tables: ServiceTables) -> None:
+    code = """
+seen = []
+s = socket.socket(type=socket.SOCK_DGRAM)
+for call in (lambda: s.send(b"?"), s.getpeername):
+    try:
+        call()
+    except OSError as error:
+        seen.append(error.errno)
+s.connect((A["to"], 53))
+s.sendmsg([b"?"])
+seen.append(s.recvmsg(100)[3])
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname())
+accepted = listener.accept()[0]
+seen.append(accepted.getpeername() == client.getsockname())
+print(json.dumps(seen))
+"""
+    tables.program({frontend(VIP4, 53, "UDP"): backends(FOUR[0])})
+    assert node.ask(code, to=VIP4) == [errno.EDESTADDRREQ, errno.ENOTCONN, [VIP4, 53], True]
+
+
 @pytest.mark.parametrize(
     ("vip", "to", "behind"),
     [(VIP4, VIP4, FOUR), (VIP6, VIP6, SIX), (VIP4, f"::ffff:{VIP4}", FOUR)],
