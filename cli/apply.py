@@ -158,7 +158,7 @@ def _broken_rules(wanted: Resource) -> Iterator[str]:
     try:
         rules.check(wanted)
     except InvalidError as error:
-        yield str(error)
+        yield str(error).partition(" is invalid: ")[2] or str(error)  # the place names the object already
 
 
 async def _claims(store: Store, wanted: Resource, stored: Resource | None) -> list[Claim]:
