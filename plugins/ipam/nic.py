@@ -1,7 +1,8 @@
-"""What IPAM asks of and sets on the pod's NIC, in the pod's network namespace."""
+"""What IPAM asks of a pod's network namespace, and of the NIC in it."""
 
 from __future__ import annotations
 
+import os
 import socket
 
 from api.ranges import Address
@@ -13,6 +14,14 @@ from plugins.net.netns import enter, run_in_thread
 
 _DEADLINE = 5.0
 """Seconds for the kernel's answer, which takes 0.2 ms unless many links are being changed."""
+
+
+def namespace_lives(path: str, inode: int) -> bool:
+    """Whether the namespace with this inode is still there, at the path where the runtime had put it."""
+    try:
+        return bool(path) and os.stat(path).st_ino == inode
+    except (OSError, ValueError):
+        return False
 
 
 async def addresses_of(netns_fd: int, ifname: str) -> set[Address]:

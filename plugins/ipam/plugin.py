@@ -36,7 +36,7 @@ from plugins.ipam.config import network_name, parse_config, parse_request
 from plugins.ipam.detection import Detector
 from plugins.ipam.endpoints import EndpointWriter
 from plugins.ipam.held import NodeClaims, belongs, partial, set_key
-from plugins.ipam.nic import addresses_of
+from plugins.ipam.nic import addresses_of, namespace_lives
 from plugins.ipam.settings import IpamSettings
 from plugins.ipam.view import Views
 from store.errors import InvalidError, NotFoundError, StoreError
@@ -258,12 +258,13 @@ class Ipam(Plugin):
         """Release sets that a crash left incomplete and that nobody has completed for the grace time.
 
         The time runs from when this agent first saw the very claims, by the monotonic clock: a wrong wall clock
-        frees nothing.
+        frees nothing. As long as the sandbox is there, its address may be in use (somebody may have deleted the other
+        claim by hand), and the runtime's DEL is still to come.
         """
         now = asyncio.get_running_loop().time()
         found: dict[tuple[tuple[str, str], ...], list[Claim]] = {}
         for claims in self._held.sets().values():
-            if partial(claims):
+            if partial(claims) and not any(namespace_lives(c.spec.netns, c.spec.netns_inode) for c in claims):
                 found[tuple((c.metadata.uid, c.metadata.resource_version) for c in claims)] = claims
         self._partial_since = {key: self._partial_since.get(key, now) for key in found}
         for key, claims in found.items():

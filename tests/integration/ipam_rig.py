@@ -35,6 +35,7 @@ def call(
     config: Mapping[str, Any] | None = None,
     args: Mapping[str, str] | None = None,
     version: str = "1.0.0",
+    netns: str = "",
     netns_fd: int | None = None,
 ) -> Call:
     """One call for the pod `pod`, whose sandbox is `container` (by default one of its own)."""
@@ -44,7 +45,7 @@ def call(
         plugin="spiderpool",
         command=command,
         container_id=container or f"sandbox-{pod}",
-        netns=f"/run/netns/{pod}",
+        netns=netns or f"/run/netns/{pod}",
         netns_fd=netns_fd,
         ifname=nic,
         args={**names, **(args or {})},

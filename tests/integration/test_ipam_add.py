@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
@@ -629,10 +630,15 @@ def test_partial_sets_are_collected_after_the_grace(tmp_path: Path) -> None:
                 await pool(store, "v6", "fd06::10-fd06::99")
                 partial = addresses(await ipam.add(call("a", **DUAL)))
                 whole = addresses(await ipam.add(call("b", **DUAL)))
-            await store.delete(Claim, (await claims(store))[partial[0]].metadata.name)
+                netns = "/proc/self/ns/net"
+                fd = os.open(netns, os.O_RDONLY)
+                in_use = addresses(await ipam.add(call("c", **DUAL, netns=netns, netns_fd=fd)))
+                os.close(fd)
+            for address in (partial[0], in_use[0]):
+                await store.delete(Claim, (await claims(store))[address].metadata.name)
             async with running(store, settings=IpamSettings(partial_grace=0.4)):
                 await until(lambda: gone(store, partial[1]))
-                assert set(await claims(store)) == set(whole)
+                assert set(await claims(store)) == {*whole, in_use[1]}
 
     asyncio.run(main())
 
