@@ -146,7 +146,7 @@ def _written(resource: Resource) -> Written:
     try:
         data = encode(resource)
         back = decode(type(resource), data)
-    except (msgspec.MsgspecError, TypeError) as error:
+    except (msgspec.MsgspecError, TypeError, UnicodeEncodeError) as error:
         raise InvalidError(f"{title(resource)} is invalid: {error}") from error
     if len(data) > OBJECT_BYTES:
         raise InvalidError(f"{title(resource)} is invalid: {len(data)} bytes are too long, at most {OBJECT_BYTES}")

@@ -203,6 +203,8 @@ class Feed:
             self._live.clear()
             self._slots.clear()
             self._pump = None
+            if self._bell is not None:
+                self._bell.close()  # the next watch begins anew
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

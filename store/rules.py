@@ -98,7 +98,7 @@ def annotation_problems(annotations: Mapping[str, str]) -> Iterator[str]:
     for key in annotations:
         if problem := key_problem(key.lower()):
             yield f"metadata.annotations: key {key!r}: {problem}"
-    size = sum(len(key.encode()) + len(value.encode()) for key, value in annotations.items())
+    size = sum(len(text.encode(errors="surrogatepass")) for pair in annotations.items() for text in pair)
     if size > ANNOTATIONS_BYTES:
         yield f"metadata.annotations: {size} bytes are too long, at most {ANNOTATIONS_BYTES}"
 

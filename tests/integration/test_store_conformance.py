@@ -88,10 +88,9 @@ class TestCreate:
     @on_store
     async def test_concurrent_creates_have_one_winner_and_do_not_spoil_each_other(self, store: Store) -> None:
         names = [number for number in range(40) for _ in range(3)]
-        bad = claim(1, name="Bad_Name")
-        results = await asyncio.gather(
-            *(store.create(claim(number)) for number in names), store.create(bad), return_exceptions=True
-        )
+        bad = claim(1, name="Bad_Name"), claim(100, annotations={"a": "\udcff"})
+        results = await asyncio.gather(*map(store.create, [*map(claim, names), *bad]), return_exceptions=True)
+        assert isinstance(results.pop(), InvalidError)
         assert isinstance(results.pop(), InvalidError)
         won = [each for each in results if isinstance(each, Claim)]
         assert sorted(each.metadata.name for each in won) == sorted(claim(n).metadata.name for n in range(40))
