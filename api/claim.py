@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar, Literal
 
 from msgspec import field
@@ -104,11 +104,6 @@ class Claim(Resource, frozen=True, kw_only=True):
 def claim_name(address: Address) -> str:
     """The claim's object name: `10.0.0.5`, or `fd00-0000-…-0010` (DNS-1123 has no colons)."""
     return str(address) if address.version == 4 else address.exploded.replace(":", "-")
-
-
-def claim_address(name: str) -> Address:
-    """The address that `claim_name` made `name` from. Raises ValueError."""
-    return ip_address(name.replace("-", ":"))
 
 
 def identity_label(pod_uid: str, container_id: str) -> str:

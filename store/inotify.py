@@ -8,9 +8,7 @@ import os
 import struct
 from collections.abc import Callable
 
-IN_MODIFY = 0x0002
 IN_ATTRIB = 0x0004
-IN_CLOSE_WRITE = 0x0008
 IN_MOVED_TO = 0x0080
 IN_Q_OVERFLOW = 0x4000
 _IN_ONLYDIR = 0x01000000

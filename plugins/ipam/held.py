@@ -58,10 +58,6 @@ class NodeClaims:
         """All sets of this node."""
         return {key: list(claims.values()) for key, claims in self._sets.items()}
 
-    def of_pod(self, identity: str) -> list[Claim]:
-        """All claims of an identity, whatever NIC they are for. Looks at every set of this node."""
-        return [claim for (who, _), claims in self._sets.items() if who == identity for claim in claims.values()]
-
     def _changed(self, old: Claim | None, new: Claim | None) -> None:
         for claim in (old, new):
             if claim is None or not _is_held(claim):
