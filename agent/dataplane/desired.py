@@ -12,6 +12,9 @@ from api.service import EndpointSlice, Service, SliceEndpoint
 PROTOCOLS = {"TCP": 6, "UDP": 17}
 """Protocols that the hooks translate; services of another one (SCTP) are left alone."""
 
+MAPPED = bytes(10) + b"\xff\xff"
+"""What an IPv4-mapped IPv6 address begins with."""
+
 _NO_TIME = datetime.max.replace(tzinfo=UTC)
 
 
@@ -42,11 +45,19 @@ Backends = tuple[Backend, ...]
 
 
 def pack_address(text: str) -> bytes | None:
-    """`text` as packed address of its family, or None if it is no IP address."""
+    """`text` as packed address of its family, or None if it is no IP address.
+
+    An IPv4-mapped one is IPv4, as for Kubernetes, which lets it stand in Services and EndpointSlices.
+    """
     try:
-        return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+        return unmapped(inet_pton(AF_INET6 if ":" in text else AF_INET, text))
     except (OSError, ValueError):  # ValueError: a NUL in the text
         return None
+
+
+def unmapped(address: bytes) -> bytes:
+    """A packed address, as IPv4 if it is IPv4-mapped."""
+    return address[12:] if address.startswith(MAPPED) else address
 
 
 def _frontend_addresses(service: Service) -> list[bytes]:

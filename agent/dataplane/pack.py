@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from agent.dataplane.desired import Backend, Frontend
+from agent.dataplane.desired import MAPPED, Backend, Frontend, unmapped
 from agent.dataplane.settings import DataplaneSettings
 
 SCHEMA = 1
@@ -30,7 +30,6 @@ ERRORS = ("no_backend", "slot_missing", "peer_unrecorded", "flow_unrecorded")
 """enum error of bpf/consts.h, in its order."""
 
 MEMBER_VALUE = b"\1"
-_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class MapLayout(NamedTuple):
@@ -63,11 +62,7 @@ def layout_digest(settings: DataplaneSettings) -> bytes:
 
 
 def _mapped(address: bytes) -> bytes:
-    return address if len(address) == 16 else _MAPPED + address
-
-
-def _unmapped(address: bytes) -> bytes:
-    return address[12:] if address.startswith(_MAPPED) else address
+    return address if len(address) == 16 else MAPPED + address
 
 
 def pack_frontend(frontend: Frontend) -> bytes:
@@ -78,7 +73,7 @@ def pack_frontend(frontend: Frontend) -> bytes:
 def unpack_frontend(key: bytes) -> Frontend:
     """The frontend of a key of `services`."""
     address, port, protocol = ADDRESS.unpack(key)
-    return Frontend(_unmapped(address), int.from_bytes(port, "big"), protocol)
+    return Frontend(unmapped(address), int.from_bytes(port, "big"), protocol)
 
 
 def pack_backend(backend: Backend) -> bytes:
@@ -89,7 +84,7 @@ def pack_backend(backend: Backend) -> bytes:
 def unpack_backend(value: bytes) -> Backend:
     """The backend of a value of `slots`."""
     address, port, _ = ADDRESS.unpack(value)
-    return Backend(_unmapped(address), int.from_bytes(port, "big"))
+    return Backend(unmapped(address), int.from_bytes(port, "big"))
 
 
 class Programmed(NamedTuple):

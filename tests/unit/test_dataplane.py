@@ -68,6 +68,14 @@ class TestTranslate:
             tcp("fd00::1", 80): at("fd01::1", port=8080),
         }
 
+    def test_mapped_addresses_are_ipv4(self) -> None:
+        """Else the maps would tell of another frontend than was written, and drift would be seen for ever."""
+        spec = {"clusterIP": "::ffff:10.96.0.1", "ports": HTTP["ports"]}
+        wanted = {tcp("10.96.0.1", 80): at("10.0.0.1", port=8080)}
+        assert translate(service(spec), [part({"addresses": ["::ffff:10.0.0.1"]})]) == wanted
+        for where in wanted:
+            assert pack.unpack_frontend(pack.pack_frontend(where)) == where
+
     @pytest.mark.parametrize(
         "spec",
         [
