@@ -18,7 +18,7 @@ from plugins.coordinator.facts import NodeFacts, PodFacts, read_node, read_pod
 from plugins.coordinator.host import Host, families_of_links, find_link, is_of, remove_link, tolerate
 from plugins.coordinator.plan import IPV6_SWITCH, LINK_GROUP, POD_VETH, Attachment, Plan, make_plan, resolve_mode
 from plugins.errors import WiringError
-from plugins.net import rtnl
+from plugins.net import rtlink, rtroute
 from plugins.net.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, BatchError, Failure, Message, Netlink
 from plugins.net.netns import enter
 from plugins.net.nft import ReplyMarks
@@ -175,10 +175,10 @@ def _settled(node: Netlink, attachment: Attachment, config: CoordinatorConfig, p
         raise WiringError("the pod has a link veth0", "veth0: it is not the coordinator's, so it is left alone")
     if facts.stale_routes:
         messages = [
-            rtnl.route_delete(route._replace(source=None, scope=rtnl.SCOPE_ANY, protocol=0))
+            rtroute.route_delete(route._replace(source=None, scope=rtroute.SCOPE_ANY, protocol=0))
             for route in facts.stale_routes
         ]
-        messages += [rtnl.neighbour_delete(index, address) for index, address in facts.ways]
+        messages += [rtroute.neighbour_delete(index, address) for index, address in facts.ways]
         tolerate(node.exchange(messages), errno.ENOENT, errno.ESRCH, errno.ENODEV)
     return read_node(node, attachment.host_link, pod.addresses, table)
 
@@ -200,15 +200,15 @@ def _new_mac() -> bytes:
 def _create_pair(node: Netlink, attachment: Attachment, plan: Plan, netns_fd: int, undo: Undo) -> _Pair:
     pod_mac, node_mac = _new_mac(), _new_mac()
     name = attachment.host_link
-    create = rtnl.veth(
+    create = rtlink.veth(
         name, node_mac, plan.veth_mtu, LINK_GROUP, peer=POD_VETH, peer_mac=pod_mac, peer_netns_fd=netns_fd
     )
     undo.pair = True
-    exchange = node.exchange((create, rtnl.link_get(name)))
+    exchange = node.exchange((create, rtlink.link_get(name)))
     if exchange.failures:
         undo.pair = exchange.failures[0].position != 0
         raise BatchError(exchange.failures)
-    link = rtnl.parse_link(exchange.replies[0].body)
+    link = rtlink.parse_link(exchange.replies[0].body)
     return _Pair(link.ifindex, node_mac, link.peer, pod_mac)
 
 
@@ -217,31 +217,33 @@ def _node_steps(attachment: Attachment, plan: Plan, pair: _Pair, facts: NodeFact
     # Off, whatever the node's default for new links. The node's `all` still counts and is not ours to touch; where it
     # filters, the pod's packets pass since the route to the pod is over this link. Loose (2) would not do instead: on a
     # link without an address the kernel takes it for strict (net/ipv4/fib_frontend.c, __fib_validate_source).
-    steps = [Step(rtnl.link_set(index, f"set up {name}", alias=attachment.alias, rp_filter=0))]
-    steps += [Step(rtnl.neighbour_delete(way, address), tolerated=errno.ENOENT) for way, address in facts.ways if way]
-    steps += [Step(rtnl.rule_add(rule), tolerated=errno.EEXIST) for rule in plan.host_rules]
-    steps += [Step(rtnl.route_replace(route)) for route in plan.host_routes(index)]
-    steps += [Step(rtnl.neighbour_set(index, address, pair.pod_mac, name)) for address in plan.host_addresses]
+    steps = [Step(rtlink.link_set(index, f"set up {name}", alias=attachment.alias, rp_filter=0))]
+    steps += [
+        Step(rtroute.neighbour_delete(way, address), tolerated=errno.ENOENT) for way, address in facts.ways if way
+    ]
+    steps += [Step(rtroute.rule_add(rule), tolerated=errno.EEXIST) for rule in plan.host_rules]
+    steps += [Step(rtroute.route_replace(route)) for route in plan.host_routes(index)]
+    steps += [Step(rtroute.neighbour_set(index, address, pair.pod_mac, name)) for address in plan.host_addresses]
     return steps
 
 
 def _pod_steps(plan: Plan, facts: PodFacts, pair: _Pair) -> list[Step]:
     nic, index = facts.nic, pair.pod_index
-    steps = [Step(rtnl.link_set(index, "set up veth0 in the pod", up=True, rp_filter=plan.veth_rp_filter))]
+    steps = [Step(rtlink.link_set(index, "set up veth0 in the pod", up=True, rp_filter=plan.veth_rp_filter))]
     if plan.pod_mac is not None or plan.tx_queue_len is not None or not facts.is_up:
-        change = rtnl.link_set(
+        change = rtlink.link_set(
             nic.ifindex, f"set up {nic.name} in the pod", up=True, mac=plan.pod_mac, tx_queue_len=plan.tx_queue_len
         )
-        undo = rtnl.link_set(nic.ifindex, f"restore {nic.name}", mac=nic.mac, tx_queue_len=nic.tx_queue_len)
+        undo = rtlink.link_set(nic.ifindex, f"restore {nic.name}", mac=nic.mac, tx_queue_len=nic.tx_queue_len)
         steps.append(Step(change, undo))
     if plan.veth_address is not None:
-        steps.append(Step(rtnl.address_add(index, plan.veth_address, 32, "veth0 in the pod")))
-    steps += [Step(rtnl.neighbour_set(index, a, pair.node_mac, "veth0 in the pod")) for a in plan.pod_neighbours]
+        steps.append(Step(rtlink.address_add(index, plan.veth_address, 32, "veth0 in the pod")))
+    steps += [Step(rtroute.neighbour_set(index, a, pair.node_mac, "veth0 in the pod")) for a in plan.pod_neighbours]
     for route in plan.veth_routes:
-        tolerated = errno.EEXIST if route.table == rtnl.TABLE_MAIN else 0
-        steps.append(Step(rtnl.route_add(route._replace(ifindex=index)), tolerated=tolerated))
-    steps += [Step(rtnl.route_add(r), rtnl.route_delete(r), errno.EEXIST) for r in plan.nic_routes]
-    steps += [Step(rtnl.rule_add(r), rtnl.rule_delete(r), errno.EEXIST) for r in plan.pod_rules]
+        tolerated = errno.EEXIST if route.table == rtroute.TABLE_MAIN else 0
+        steps.append(Step(rtroute.route_add(route._replace(ifindex=index)), tolerated=tolerated))
+    steps += [Step(rtroute.route_add(r), rtroute.route_delete(r), errno.EEXIST) for r in plan.nic_routes]
+    steps += [Step(rtroute.rule_add(r), rtroute.rule_delete(r), errno.EEXIST) for r in plan.pod_rules]
     return steps
 
 

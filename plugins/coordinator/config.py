@@ -12,7 +12,7 @@ from api.ranges import Address
 from plugins.cni import check_ifname
 from plugins.coordinator.settings import CoordinatorSettings
 from plugins.errors import InvalidConfigError, InvalidEnvironmentError
-from plugins.net.rtnl import Prefix
+from plugins.net.rtroute import Prefix
 
 MODES: Final = ("auto", "underlay", "overlay", "disable", "disabled")
 MTU_RANGE: Final = (68, 65535)

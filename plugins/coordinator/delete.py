@@ -13,7 +13,7 @@ from socket import AF_INET, AF_INET6
 from plugins.coordinator.add import MARKS
 from plugins.coordinator.host import Host, alias_parts, find_link, is_of, remove_link, table_routes, tolerate
 from plugins.coordinator.plan import LINK_GROUP, PROTOCOL, Attachment
-from plugins.net import rtnl
+from plugins.net import rtlink, rtroute
 from plugins.net.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Netlink
 from plugins.net.netns import in_netns
 
@@ -36,15 +36,15 @@ def clear_pod(timeout: float) -> None:
     """Remove our routes and rules from the namespace of the calling thread. Raises BatchError, OSError."""
     with Netlink(NETLINK_ROUTE, timeout) as pod:
         messages = [
-            rtnl.route_delete(route)
+            rtroute.route_delete(route)
             for family in (AF_INET, AF_INET6)
-            for route in table_routes(pod, family, rtnl.TABLE_MAIN)
+            for route in table_routes(pod, family, rtroute.TABLE_MAIN)
             if route.protocol == PROTOCOL
         ]
         messages += [
-            rtnl.rule_delete(rule)
+            rtroute.rule_delete(rule)
             for family in (AF_INET, AF_INET6)
-            for rule in map(rtnl.parse_rule, pod.dump(rtnl.rule_dump(family)))
+            for rule in map(rtroute.parse_rule, pod.dump(rtroute.rule_dump(family)))
             if rule.protocol == PROTOCOL and rule.plain
         ]
         tolerate(pod.exchange(messages), errno.ENOENT, errno.ESRCH)
@@ -70,7 +70,7 @@ def collect(
     wanted_network = alias_parts(Attachment("-", "-", network).alias)[2]
     removed: list[str] = []
     with host.socket() as node:
-        links = [rtnl.parse_link(body) for body in node.dump(rtnl.link_dump("veth"))]
+        links = [rtlink.parse_link(body) for body in node.dump(rtlink.link_dump("veth"))]
         busy = in_progress()
         for link in links:
             if link.kind != "veth" or not link.name.startswith("veth") or link.name in busy:

@@ -19,7 +19,7 @@ from plugins.coordinator.plan import (
     is_our_alias,
     usable,
 )
-from plugins.net import rtnl
+from plugins.net import rtlink, rtroute
 from plugins.net.netlink import NETLINK_ROUTE, BatchError, Exchange, Message, Netlink
 from plugins.net.netns import in_netns
 
@@ -91,9 +91,9 @@ class Host:
         """
         for family in (AF_INET, AF_INET6):
             with self._rule_lock:
-                rules = map(rtnl.parse_rule, netlink.dump(rtnl.rule_dump(family)))
+                rules = map(rtroute.parse_rule, netlink.dump(rtroute.rule_dump(family)))
                 ours = [rule for rule in rules if rule == host_rule(family, rule.table)]
-                idle = [rtnl.rule_delete(rule) for rule in ours if not table_routes(netlink, family, rule.table)]
+                idle = [rtroute.rule_delete(rule) for rule in ours if not table_routes(netlink, family, rule.table)]
                 tolerate(netlink.exchange(idle), errno.ENOENT)
 
 
@@ -106,10 +106,10 @@ def families_of_links() -> set[int]:
         return {4}
 
 
-def table_routes(netlink: Netlink, family: int, table: int) -> list[rtnl.Route]:
+def table_routes(netlink: Netlink, family: int, table: int) -> list[rtroute.Route]:
     """The routes in a table, none if it was never used. Raises BatchError, OSError."""
     try:
-        return [rtnl.parse_route(body) for body in netlink.dump(rtnl.route_dump(family, table))]
+        return [rtroute.parse_route(body) for body in netlink.dump(rtroute.route_dump(family, table))]
     except BatchError as error:
         if error.errno == errno.ENOENT:
             return []
@@ -123,14 +123,14 @@ def tolerate(exchange: Exchange, *codes: int) -> None:
         raise BatchError(failures)
 
 
-def find_link(netlink: Netlink, name: str) -> rtnl.Link | None:
+def find_link(netlink: Netlink, name: str) -> rtlink.Link | None:
     """The link of that name. Raises BatchError, OSError."""
-    exchange = netlink.exchange((rtnl.link_get(name),))
+    exchange = netlink.exchange((rtlink.link_get(name),))
     tolerate(exchange, errno.ENODEV)
-    return rtnl.parse_link(exchange.replies[0].body) if exchange.replies else None
+    return rtlink.parse_link(exchange.replies[0].body) if exchange.replies else None
 
 
-def is_of(link: rtnl.Link, attachment: Attachment) -> bool:
+def is_of(link: rtlink.Link, attachment: Attachment) -> bool:
     """Whether `link` is the node's end of the pair of `attachment`: marked with its alias, or by its group if the agent
     died before the alias was set. A link of the same name that somebody else made is neither."""
     if link.kind != "veth" or link.name != attachment.host_link:
@@ -150,9 +150,9 @@ def alias_parts(alias: str) -> tuple[str, str, str]:
     return container_id, ifname, network
 
 
-def remove_link(netlink: Netlink, link: rtnl.Link) -> None:
+def remove_link(netlink: Netlink, link: rtlink.Link) -> None:
     """Delete a link, and with it its peer, routes and neighbours; gone already is fine. Raises BatchError, OSError."""
-    tolerate(netlink.exchange((rtnl.link_delete(link.ifindex, link.name),)), errno.ENODEV)
+    tolerate(netlink.exchange((rtlink.link_delete(link.ifindex, link.name),)), errno.ENODEV)
 
 
 class HostAddresses:
@@ -176,14 +176,14 @@ class HostAddresses:
         """
         with self._lock:
             if self._monitor is None:
-                groups = rtnl.GROUP_IPV4_ADDRESSES | rtnl.GROUP_IPV6_ADDRESSES
+                groups = rtlink.GROUP_IPV4_ADDRESSES | rtlink.GROUP_IPV6_ADDRESSES
                 self._monitor = Netlink(NETLINK_ROUTE, self._timeout, groups)
             if self._changed(self._monitor) or self._known is None:
                 self._known = None
                 self._known = [
                     (found.ifindex, found.address)
-                    for found in rtnl.parse_addresses(netlink.dump(rtnl.address_dump()))
-                    if usable(found.address) and not found.flags & rtnl.ADDRESS_DADFAILED
+                    for found in rtlink.parse_addresses(netlink.dump(rtlink.address_dump()))
+                    if usable(found.address) and not found.flags & rtlink.ADDRESS_DADFAILED
                 ]
             known = self._known
         count = {index: counts_as_host_link(_link_name(index)) for index in {index for index, _ in known}}
@@ -200,7 +200,7 @@ class HostAddresses:
         changed = False
         try:
             for _, body in monitor.pending():
-                found = rtnl.parse_address(body)
+                found = rtlink.parse_address(body)
                 changed = changed or (found is not None and usable(found.address))
         except OSError as error:
             if error.errno != errno.ENOBUFS:

@@ -25,7 +25,7 @@ from typing import Final
 from api.ranges import Address
 from plugins.coordinator.config import CoordinatorConfig
 from plugins.errors import InvalidConfigError, UnsupportedFieldError, WiringError
-from plugins.net.rtnl import ROUTE_UNICAST, SCOPE_LINK, SCOPE_UNIVERSE, TABLE_MAIN, Prefix, Route, Rule, host_prefix
+from plugins.net.rtroute import ROUTE_UNICAST, SCOPE_LINK, SCOPE_UNIVERSE, TABLE_MAIN, Prefix, Route, Rule, host_prefix
 
 POD_VETH: Final = "veth0"
 REPLY_TABLE: Final = 100

@@ -8,7 +8,7 @@ import socket
 from api.ranges import Address
 from plugins.errors import CheckFailedError, IOFailureError
 from plugins.ipam.concurrency import uninterrupted
-from plugins.net import rtnl
+from plugins.net import rtlink
 from plugins.net.netlink import NETLINK_ROUTE, Netlink
 from plugins.net.netns import enter, run_in_thread
 
@@ -34,7 +34,7 @@ async def addresses_of(netns_fd: int, ifname: str) -> set[Address]:
         except OSError:
             raise CheckFailedError("the NIC is not there", f"{ifname} in the pod's network namespace") from None
         with Netlink(NETLINK_ROUTE, _DEADLINE) as kernel:
-            found = rtnl.parse_addresses(kernel.dump(rtnl.address_dump()))
+            found = rtlink.parse_addresses(kernel.dump(rtlink.address_dump()))
         return {address.address for address in found if address.ifindex == index}
 
     try:

@@ -14,7 +14,10 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
+
+from api.ranges import Address
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -42,6 +45,8 @@ _SO_RCVBUFFORCE = 33
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+_U32_ATTRIBUTE = struct.Struct("=HHI")
+_U32 = struct.Struct("=I")
 _PAD = (b"", b"\0\0\0", b"\0\0", b"\0")
 _RECEIVE_BUFFER = 1 << 20
 _SEND_BUFFER = 1 << 21
@@ -106,6 +111,40 @@ def attribute(kind: int, payload: bytes) -> bytes:
     """A netlink attribute, padded to four bytes."""
     size = len(payload)
     return _ATTRIBUTE.pack(size + 4, kind) + payload + _PAD[size & 3]
+
+
+def u32_attribute(kind: int, value: int) -> bytes:
+    """An attribute with a number in the machine's byte order."""
+    return _U32_ATTRIBUTE.pack(8, kind, value)
+
+
+def text_attribute(kind: int, value: str) -> bytes:
+    """An attribute with a NUL-terminated text."""
+    return attribute(kind, value.encode() + b"\0")
+
+
+def int_in(data: bytes | None) -> int:
+    """The number in an attribute; 0 if there is none."""
+    return int(_U32.unpack_from(data)[0]) if data else 0
+
+
+def text_in(data: bytes) -> str:
+    """The text in an attribute."""
+    return data.rstrip(b"\0").decode(errors="replace")
+
+
+def address_in(packed: bytes | None) -> Address | None:
+    """The IP address in an attribute; None if there is none, or one of another family."""
+    if packed is None:
+        return None
+    if len(packed) == 4:
+        return IPv4Address(packed)
+    return IPv6Address(packed) if len(packed) == 16 else None
+
+
+def family_of(address: Address) -> int:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:

@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from plugins.net import rtnl
+from plugins.net import netlink, rtlink, rtroute
 from plugins.net.netlink import Message, attribute, attributes, nested
 
 MAC, PEER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
@@ -47,7 +47,7 @@ def same(message: Message, expected: bytes, header: int, depth: int = 0) -> None
 
 
 def test_link_set_and_delete() -> None:
-    ours = rtnl.link_set(7, "x", up=True, mac=MAC, tx_queue_len=500, alias="spiderpool:a:b:c")
+    ours = rtlink.link_set(7, "x", up=True, mac=MAC, tx_queue_len=500, alias="spiderpool:a:b:c")
     theirs = encoded(
         ifinfmsg,
         {"index": 7, "flags": 1, "change": 1},
@@ -58,19 +58,19 @@ def test_link_set_and_delete() -> None:
     assert {k: v.rstrip(b"\0") for k, v in nested(ours.body[16:])} == {
         k: v.rstrip(b"\0") for k, v in nested(theirs[16:])
     }
-    same(rtnl.link_delete(7, "x"), encoded(ifinfmsg, {"index": 7}, []), 16)
+    same(rtlink.link_delete(7, "x"), encoded(ifinfmsg, {"index": 7}, []), 16)
 
 
 def test_rp_filter_of_a_link() -> None:
-    message = ifinfmsg(rtnl.link_set(7, "x", rp_filter=2).body)
+    message = ifinfmsg(rtlink.link_set(7, "x", rp_filter=2).body)
     assert message is not None
-    inner = attributes(rtnl.link_set(7, "x", rp_filter=2).body, 16)[26]
+    inner = attributes(rtlink.link_set(7, "x", rp_filter=2).body, 16)[26]
     family = attributes(inner)[AF_INET]
     assert attributes(attributes(family)[1])[8] == struct.pack("=I", 2)
 
 
 def test_veth() -> None:
-    ours = rtnl.veth("vetha", MAC, 1400, 77, peer="veth0", peer_mac=PEER_MAC, peer_netns_fd=5)
+    ours = rtlink.veth("vetha", MAC, 1400, 77, peer="veth0", peer_mac=PEER_MAC, peer_netns_fd=5)
     peer = {
         "attrs": [
             ["IFLA_IFNAME", "veth0"],
@@ -107,10 +107,10 @@ def test_veth() -> None:
 def test_address(address: Any, length: int) -> None:
     theirs = encoded(
         ifaddrmsg,
-        {"family": rtnl.family_of(address), "prefixlen": length, "index": 3},
+        {"family": netlink.family_of(address), "prefixlen": length, "index": 3},
         [["IFA_LOCAL", str(address)], ["IFA_ADDRESS", str(address)]],
     )
-    same(rtnl.address_add(3, address, length, "x"), theirs, 8)
+    same(rtlink.address_add(3, address, length, "x"), theirs, 8)
 
 
 @pytest.mark.parametrize("table", [100, 254, 500])
@@ -120,49 +120,50 @@ def test_routes(table: int, family: int, length: int) -> None:
     base, gateway = (IPv4Address("10.0.0.0"), V4) if family == 4 else (IPv6Address("fd00::"), V6)
     base = base if length else type(base)(0)
     source = V4 if family == 4 else None
-    route = rtnl.Route(rtnl.Prefix(base, length), table, 9, gateway, source, 0, 83, rtnl.ROUTE_UNICAST)
+    route = rtroute.Route(rtroute.Prefix(base, length), table, 9, gateway, source, 0, 83, rtroute.ROUTE_UNICAST)
     attrs: list[Any] = [["RTA_GATEWAY", str(gateway)], ["RTA_OIF", 9], ["RTA_TABLE", table]]
     if length:
         attrs.append(["RTA_DST", str(base)])
     if source:
         attrs.append(["RTA_PREFSRC", str(source)])
     fields = {
-        "family": rtnl.family_of(base), "dst_len": length, "table": table if table < 256 else 0, "proto": 83, "type": 1,
+        "family": netlink.family_of(base), "dst_len": length, "table": table if table < 256 else 0, "proto": 83,
+        "type": 1,
     }  # fmt: skip
-    for message in (rtnl.route_add(route), rtnl.route_replace(route), rtnl.route_delete(route)):
+    for message in (rtroute.route_add(route), rtroute.route_replace(route), rtroute.route_delete(route)):
         same(message, encoded(rtmsg, fields, attrs), 12)
-    assert rtnl.parse_route(rtnl.route_add(route).body) == route
+    assert rtroute.parse_route(rtroute.route_add(route).body) == route
 
 
 @pytest.mark.parametrize("family", [AF_INET, AF_INET6])
 @pytest.mark.parametrize("mark", [0, 1])
 def test_rules(family: int, mark: int) -> None:
-    rule = rtnl.Rule(family, 1000, 500, mark, 0xFFFFFFFF if mark else 0, 83, True)
+    rule = rtroute.Rule(family, 1000, 500, mark, 0xFFFFFFFF if mark else 0, 83, True)
     attrs: list[Any] = [["FRA_PRIORITY", 1000], ["FRA_TABLE", 500], ["FRA_PROTOCOL", 83]]
     if mark:
         attrs += [["FRA_FWMARK", 1], ["FRA_FWMASK", 0xFFFFFFFF]]
     theirs = encoded(fibmsg, {"family": family, "action": 1}, attrs)
-    for message in (rtnl.rule_add(rule), rtnl.rule_delete(rule)):
+    for message in (rtroute.rule_add(rule), rtroute.rule_delete(rule)):
         same(message, theirs, 12)
-    assert rtnl.parse_rule(rtnl.rule_add(rule).body) == rule
+    assert rtroute.parse_rule(rtroute.rule_add(rule).body) == rule
 
 
 @pytest.mark.parametrize("address", [V4, V6])
 def test_neighbours(address: Any) -> None:
-    family = rtnl.family_of(address)
+    family = netlink.family_of(address)
     theirs = encoded(
         ndmsg,
         {"family": family, "ifindex": 4, "state": 0x80},
         [["NDA_DST", str(address)], ["NDA_LLADDR", "02:00:00:00:00:01"]],
     )
-    same(rtnl.neighbour_set(4, address, MAC, "x"), theirs, 12)
+    same(rtroute.neighbour_set(4, address, MAC, "x"), theirs, 12)
     same(
-        rtnl.neighbour_delete(4, address),
+        rtroute.neighbour_delete(4, address),
         encoded(ndmsg, {"family": family, "ifindex": 4}, [["NDA_DST", str(address)]]),
         12,
     )
-    found = rtnl.parse_neighbour(rtnl.neighbour_set(4, address, MAC, "x").body)
-    assert found == rtnl.Neighbour(4, address, MAC, rtnl.STATE_PERMANENT)
+    found = rtroute.parse_neighbour(rtroute.neighbour_set(4, address, MAC, "x").body)
+    assert found == rtroute.Neighbour(4, address, MAC, rtroute.STATE_PERMANENT)
 
 
 def test_reading_what_pyroute2_packs() -> None:
@@ -175,13 +176,13 @@ def test_reading_what_pyroute2_packs() -> None:
             ["IFLA_LINKINFO", {"attrs": [["IFLA_INFO_KIND", "macvlan"]]}],
         ],
     )  # fmt: skip
-    assert rtnl.parse_link(link) == rtnl.Link(7, "eth0", 0x1043, MAC, 1500, 1000, "macvlan", 3, "name", 9)
+    assert rtlink.parse_link(link) == rtlink.Link(7, "eth0", 0x1043, MAC, 1500, 1000, "macvlan", 3, "name", 9)
     address = encoded(
         ifaddrmsg,
         {"family": AF_INET6, "prefixlen": 64, "index": 2, "flags": 0},
         [["IFA_ADDRESS", "fd00::3"], ["IFA_FLAGS", 0x208]],
     )
-    assert rtnl.parse_address(address) == rtnl.LinkAddress(2, V6, 64, 0x208)
+    assert rtlink.parse_address(address) == rtlink.LinkAddress(2, V6, 64, 0x208)
 
 
 @given(st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40)), max_size=8))
@@ -200,7 +201,7 @@ def test_garbage_ends(data: bytes) -> None:
 
 @given(st.ip_addresses())
 def test_any_address(address: Any) -> None:
-    message = rtnl.neighbour_set(1, address, MAC, "x")
-    found = rtnl.parse_neighbour(message.body)
+    message = rtroute.neighbour_set(1, address, MAC, "x")
+    found = rtroute.parse_neighbour(message.body)
     assert found is not None
     assert found.address == ip_address(str(address))
