@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from api.claim import Claim
+from api.endpoint import EndpointIP
 from api.pool import Pool
 from api.ranges import Address, Family, IPSet
 from plugins.cni import Call, Plugin, decode_prev_result, encode_result, valid_attachments
@@ -126,7 +127,7 @@ class Ipam(Plugin):
         previous = decode_prev_result(call.config)
         if previous is None:
             raise InvalidConfigError("CHECK needs the result of ADD", "prevResult: is missing")
-        with _foreign_errors("CHECK"):
+        with self._foreign_errors("CHECK"):
             async with asyncio.timeout(self._settings.add_deadline):
                 await self.ready(self._settings.add_deadline)
                 held = await self._held.of_container(call.container_id, call.ifname, call.pod_uid)
@@ -183,7 +184,7 @@ class Ipam(Plugin):
         if not network:
             raise InvalidConfigError("GC without a network", "name: is missing")
         valid = valid_attachments(call.config)
-        with _foreign_errors("GC"):
+        with self._foreign_errors("GC"):
             await self.ready(self._settings.add_deadline)
             stale = [
                 claim
@@ -204,16 +205,17 @@ class Ipam(Plugin):
         locks = self._locks.hold(
             container_key(request.container_id, request.nic), pod_key(request.identity, request.nic)
         )
-        with _foreign_errors("ADD"):
+        with self._foreign_errors("ADD"):
             async with asyncio.timeout(self._settings.add_deadline):
                 await self.ready(self._settings.add_deadline)
                 async with locks:
                     result, entry = await self._allocator.allocate(request, call.netns_fd)
+        log.info("gave %s", _told(entry))
         self._endpoints.attached(request.workload, request.pod_uid, request.container_id, entry)
         return encode_result(result, call.cni_version)
 
     async def _delete(self, call: Call) -> None:
-        with _foreign_errors("DEL"):
+        with self._foreign_errors("DEL"):
             async with asyncio.timeout(self._settings.add_deadline):
                 await self._release(call.container_id, call.ifname, call.pod_uid)
 
@@ -231,6 +233,7 @@ class Ipam(Plugin):
             if await self._writer.release(
                 claim, lambda current: belongs(current, container_id, nic, pod_uid), metrics.release_conflicts
             ):
+                log.info("released %s of pool %s", claim.spec.address, claim.spec.pool)
                 self._endpoints.detached(claim)
 
         await together(release(claim) for claim in claims)
@@ -283,6 +286,22 @@ class Ipam(Plugin):
                 metrics.partial_sets.inc()
                 log.warning("collected an incomplete set of claims: %s", _list(freed))
 
+    @contextmanager
+    def _foreign_errors(self, command: str) -> Iterator[None]:
+        """The store's errors, and the end of the time, as CNI errors."""
+        try:
+            yield
+        except CniError:
+            raise
+        except InvalidError as error:
+            raise InternalError("the store refuses a claim", str(error)) from error
+        except StoreError as error:
+            raise TryAgainLaterError("the store could not do it now", str(error)) from error
+        except TimeoutError as error:
+            limit = f"{command} has {self._settings.add_deadline:g} s in all (ipam.add_deadline)"
+            waited = "the store, the network, or addresses that other ADDs may give back"
+            raise TryAgainLaterError("it took too long", f"{limit}; it waited for {waited}") from error
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._group is None:
             work.close()
@@ -324,19 +343,10 @@ def _classify(error: BaseException, classes: Any, otherwise: Any) -> None:
     next((counter for kind, counter in classes if isinstance(error, kind)), otherwise).inc()
 
 
-@contextmanager
-def _foreign_errors(command: str) -> Iterator[None]:
-    """The store's errors, and the end of the time, as CNI errors."""
-    try:
-        yield
-    except CniError:
-        raise
-    except InvalidError as error:
-        raise InternalError("the store refuses a claim", str(error)) from error
-    except StoreError as error:
-        raise TryAgainLaterError("the store could not do it now", str(error)) from error
-    except TimeoutError as error:
-        raise TryAgainLaterError("it took too long", f"{command}: the store or the caches did not answer") from error
+def _told(entry: EndpointIP) -> str:
+    """What an ADD gave, for the log."""
+    given = ((entry.ipv4, entry.ipv4_pool), (entry.ipv6, entry.ipv6_pool))
+    return ", ".join(f"{address} of pool {pool}" for address, pool in given if address)
 
 
 def _list(addresses: Iterable[Address]) -> str:

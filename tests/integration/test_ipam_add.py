@@ -66,6 +66,20 @@ def test_dual_stack_result_in_every_version(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_the_log_tells_who_had_an_address(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as (ipam, store):
+            await pool(store, "v4", "10.6.0.10")
+            await pool(store, "v6", "fd06::10")
+            await ipam.add(call("a", **DUAL))
+            await ipam.delete(call("a", "DEL"))
+
+    with caplog.at_level("INFO"):
+        asyncio.run(main())
+    assert "gave 10.6.0.10/16 of pool v4, fd06::10/64 of pool v6" in caplog.messages
+    assert {"released 10.6.0.10 of pool v4", "released fd06::10 of pool v6"} <= set(caplog.messages)
+
+
 def test_what_a_claim_says(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as (ipam, store):
