@@ -182,7 +182,7 @@ class CallQueue:
             reply = await self._replay(self._read(entry.name))
         except FileNotFoundError:
             reply = Reply(Status.DONE, b"")
-        except FrameError as error:
+        except (FrameError, OSError) as error:
             self._set_aside(entry.name, "malformed", str(error))
             return True
         entry.attempts += 1
@@ -211,7 +211,8 @@ class CallQueue:
     def _set_aside(self, name: str, outcome: str, reason: str) -> None:
         """Move a file where a person finds it; the oldest of too many are deleted."""
         _log.error("queue file %s is %s and was moved to %s: %s", name, outcome, self._path(FAILED), reason)
-        os.rename(self._path(name), self._path(FAILED, name))
+        with suppress(FileNotFoundError):
+            os.rename(self._path(name), self._path(FAILED, name))
         self._entries.pop(name, None)
         metrics.QUEUE_REPLAYED.labels(outcome).inc()
         kept = sorted(os.listdir(self._path(FAILED)))

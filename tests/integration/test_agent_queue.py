@@ -256,6 +256,24 @@ def test_a_failed_deletion_holds_back_its_own_container_only(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
+def test_a_file_that_cannot_be_read_any_more_ends_nothing(tmp_path: Path) -> None:
+    async def replay(container: str) -> Reply:
+        if container == "first":
+            (tmp_path / names[1]).unlink()
+            (tmp_path / names[1]).symlink_to("/etc/passwd")
+        return DONE
+
+    names = [write(tmp_path, number, container) for number, container in enumerate(["first", "second"])]
+
+    async def scenario() -> None:
+        async with running(tmp_path, replay, concurrency=1) as queue:
+            await queue.settled()
+            await until(lambda: not pending(tmp_path))
+        assert failed(tmp_path) == [names[1]]
+
+    asyncio.run(scenario())
+
+
 def test_a_gc_is_tried_once(tmp_path: Path) -> None:
     """Repeated later, its list of valid attachments would delete what was attached in between."""
     calls: list[str] = []
