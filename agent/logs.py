@@ -14,10 +14,12 @@ CALL: ContextVar[Mapping[str, str]] = ContextVar("CALL", default={})  # noqa: B0
 """Members that each log line of the running call gets: pod, container, command and so on."""
 
 _encoder = msgspec.json.Encoder(enc_hook=repr)
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
+"""Attributes that every record has; what a log call gives as `extra` is beside them."""
 
 
 class JsonFormatter(logging.Formatter):
-    """time, level, logger, message, the call's members, and the trace of an exception."""
+    """time, level, logger, message, what the log call gave as `extra`, the CNI call's members, and a trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         """`record` as one line of JSON."""
@@ -26,11 +28,16 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **{name: value for name, value in record.__dict__.items() if name not in _STANDARD},
             **CALL.get(),
         }
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return _encoder.encode(line).decode()
+        try:
+            return _encoder.encode(line).decode()
+        except UnicodeEncodeError:  # a file's name, for one, need not be UTF-8
+            plain = {key: str(value).encode(errors="backslashreplace").decode() for key, value in line.items()}
+            return _encoder.encode(plain).decode()
 
 
 def configure(level: str) -> None:
