@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 Key = tuple[int, str, str]
 """Kind, namespace, name."""
 
+_SHOWN = 200
+"""Bytes of an unreadable object in a message: they hold its name."""
+
 _LOAD = """WITH wanted (kind, namespace, name) AS (VALUES {rows})
     SELECT o.kind, o.namespace, o.name, o.id, o.object
     FROM wanted CROSS JOIN objects AS o USING (kind, namespace, name)"""
@@ -77,7 +80,8 @@ def read(kind: type[Resource], data: bytes) -> Resource:
     try:
         return decode(kind, data)
     except msgspec.MsgspecError as error:
-        raise InvalidError(f"a stored {kind.TYPE.kind} cannot be read: {error}") from error
+        start = data[:_SHOWN].decode(errors="replace")
+        raise InvalidError(f"a stored {kind.TYPE.kind} cannot be read: {error}; it begins {start}") from error
 
 
 @dataclass
