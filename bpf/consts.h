@@ -14,8 +14,8 @@
 #define MAX_BACKENDS 262144
 #endif
 
-/* Remembered directions of unconnected UDP conversations: two per socket and frontend; the least
- * recently used goes. */
+/* Remembered directions of UDP conversations beyond a socket's last: two per socket and frontend;
+ * the least recently used goes. */
 #ifndef MAX_FLOWS
 #define MAX_FLOWS 131072
 #endif
@@ -39,6 +39,11 @@
  * section 2.5.5.2). */
 #define MAPPED_PREFIX bpf_htonl(0x0000ffff)
 
+/* `holds` of a peer: the last connect, or the datagram that an unconnected socket sent last. */
+#define PEER_NOTHING   0
+#define PEER_CONNECTED 1
+#define PEER_SENT      2
+
 /* `tag` of a flow's key: which of the two ends the key names, and so which one the value is. */
 #define FLOW_TO_BACKEND	 1
 #define FLOW_TO_FRONTEND 2
@@ -49,10 +54,10 @@ enum error {
 	ERROR_NO_BACKEND,
 	/* a slot that the service's size promises was not there: refused */
 	ERROR_SLOT_MISSING,
-	/* no memory for a socket's record: the connection works, getpeername tells the backend */
+	/* no memory for a socket's record: it gets through, and is told the backend's address */
 	ERROR_PEER_UNRECORDED,
-	/* no room for a UDP conversation: the datagram goes, its answer may come from the backend's
-	   address */
+	/* no room for a further UDP conversation: the datagram goes, its answer may come from the
+	   backend's address */
 	ERROR_FLOW_UNRECORDED,
 	ERRORS,
 };

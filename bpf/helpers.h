@@ -90,10 +90,10 @@ forward_connect(struct bpf_sock_addr *ctx, struct address *frontend, struct addr
 	if (verdict == REFUSE)
 		return verdict;
 	if (verdict == NO_SERVICE) {
-		/* The same socket may have been connected to a service before. */
+		/* The same socket may have used a service before. */
 		peer = peers.sk_storage_get(ctx->sk, 0, 0);
 		if (peer)
-			peer->connected = 0;
+			peer->holds = PEER_NOTHING;
 		return verdict;
 	}
 	peer = peers.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
@@ -103,66 +103,86 @@ forward_connect(struct bpf_sock_addr *ctx, struct address *frontend, struct addr
 	}
 	peer->frontend = *frontend;
 	peer->backend = *backend;
-	peer->connected = 1;
+	peer->holds = PEER_CONNECTED;
 	return verdict;
 }
 
-/* Remember that what `socket` gets from the backend is the frontend's answer. */
-static __always_inline void record_answer(struct bpf_sock_addr *ctx, struct flow *flow,
-					  const struct address *frontend,
-					  const struct address *backend)
+static __always_inline int is_member(__u32 service, const struct address *backend)
 {
-	struct address value = *frontend;
-	struct address *known;
-	struct peer *peer;
+	struct member member = {.service = service, .backend = *backend};
 
-	flow->end = *backend;
-	flow->end.tag = FLOW_TO_FRONTEND;
-	known = flows.lookup(flow);
-	if ((!known || !same(known, frontend)) && flows.update(flow, &value))
+	return members.lookup(&member) != 0;
+}
+
+/* Put a conversation of a socket that has several into the map `flows`, both ways. */
+static __always_inline void record_flow(struct bpf_sock_addr *ctx, struct peer *peer,
+					const struct address *frontend,
+					const struct address *backend)
+{
+	struct flow flow = {.cookie = socket_cookie(ctx), .end = *frontend};
+	struct address value = *backend;
+	long failed;
+
+	flow.end.tag = FLOW_TO_BACKEND;
+	failed = flows.update(&flow, &value);
+	flow.end = *backend;
+	flow.end.tag = FLOW_TO_FRONTEND;
+	value = *frontend;
+	failed |= flows.update(&flow, &value);
+	if (failed)
 		count_error(ERROR_FLOW_UNRECORDED);
-	peer = peers.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (peer)
-		peer->flows = 1;
-	else
-		count_error(ERROR_PEER_UNRECORDED);
+	peer->flows = 1;
 }
 
 /*
  * sendto() of an unconnected UDP socket: the kernel asks for each datagram, and a conversation must
- * not wander. So the first choice is kept per (socket, frontend), and holds while the backend is a
- * member of the service.
+ * not wander. So the choice is kept per (socket, frontend), and holds while the backend is a member
+ * of the service.
+ *
+ * The socket itself keeps the conversation that it used last, so that the many sockets which use
+ * one service depend on no map that other sockets can fill. Its others are in `flows`; so is what a
+ * connected socket sends elsewhere, for its record belongs to getpeername.
  */
 static __always_inline enum verdict
 forward_datagram(struct bpf_sock_addr *ctx, struct address *frontend, struct address *backend)
 {
 	struct service *service = services.lookup(frontend);
-	struct member member = {};
+	struct address *kept = 0;
 	struct flow flow = {};
-	struct address *kept;
 	enum verdict verdict;
+	struct peer *peer;
 
 	if (!service)
 		return NO_SERVICE;
-	flow.cookie = socket_cookie(ctx);
-	flow.end = *frontend;
-	flow.end.tag = FLOW_TO_BACKEND;
-	kept = flows.lookup(&flow);
-	if (kept) {
-		member.service = service->id;
-		member.backend = *kept;
-		if (members.lookup(&member)) {
-			*backend = member.backend;
-			record_answer(ctx, &flow, frontend, backend);
-			return TRANSLATE;
-		}
+	peer = peers.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!peer) {
+		count_error(ERROR_PEER_UNRECORDED);
+		return choose(frontend, backend);
 	}
-	verdict = choose(frontend, backend);
-	if (verdict != TRANSLATE)
-		return verdict;
-	if (flows.update(&flow, backend))
-		count_error(ERROR_FLOW_UNRECORDED);
-	record_answer(ctx, &flow, frontend, backend);
+	if (peer->holds && same(&peer->frontend, frontend)) {
+		kept = &peer->backend;
+	} else if (peer->flows) {
+		flow.cookie = socket_cookie(ctx);
+		flow.end = *frontend;
+		flow.end.tag = FLOW_TO_BACKEND;
+		kept = flows.lookup(&flow);
+	}
+	if (kept && is_member(service->id, kept)) {
+		*backend = *kept;
+	} else {
+		verdict = choose(frontend, backend);
+		if (verdict != TRANSLATE)
+			return verdict;
+	}
+	if (peer->holds == PEER_CONNECTED) {
+		record_flow(ctx, peer, frontend, backend);
+		return TRANSLATE;
+	}
+	if (peer->holds && !same(&peer->frontend, frontend))
+		record_flow(ctx, peer, &peer->frontend, &peer->backend);
+	peer->frontend = *frontend;
+	peer->backend = *backend;
+	peer->holds = PEER_SENT;
 	return TRANSLATE;
 }
 
@@ -171,7 +191,7 @@ static __always_inline int reverse_peer(struct bpf_sock_addr *ctx, struct addres
 {
 	struct peer *peer = peers.sk_storage_get(ctx->sk, 0, 0);
 
-	if (!peer || !peer->connected || !same(&peer->backend, end))
+	if (!peer || peer->holds != PEER_CONNECTED || !same(&peer->backend, end))
 		return 0;
 	*end = peer->frontend;
 	return 1;
@@ -187,7 +207,7 @@ static __always_inline int reverse_datagram(struct bpf_sock_addr *ctx, struct ad
 
 	if (!peer)
 		return 0;
-	if (peer->connected && same(&peer->backend, end)) {
+	if (peer->holds && same(&peer->backend, end)) {
 		*end = peer->frontend;
 		return 1;
 	}

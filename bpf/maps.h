@@ -50,8 +50,8 @@ struct flow {
 struct peer {
 	struct address frontend;
 	struct address backend;
-	__u16 connected; /* frontend and backend are those of the last connect */
-	__u16 flows;	 /* the socket has entries in the map `flows` */
+	__u16 holds; /* PEER_*: which conversation frontend and backend are of */
+	__u16 flows; /* the socket has entries in the map `flows` */
 };
 
 _Static_assert(sizeof(struct address) == 20, "agent/dataplane/pack.py: ADDRESS");
@@ -75,8 +75,8 @@ BPF_F_TABLE(MAP("hash", "slots"), struct slot, struct address, slots, MAX_BACKEN
 	    BPF_F_NO_PREALLOC);
 BPF_F_TABLE(MAP("hash", "members"), struct member, __u8, members, MAX_BACKENDS, BPF_F_NO_PREALLOC);
 
-/* Written by the programs. `peers` dies with the socket; `flows` cannot: a socket has as many as it
- * has peers. */
+/* Written by the programs. `peers` dies with the socket; `flows` cannot: a socket has one for each
+ * further conversation. */
 BPF_F_TABLE(MAP("lru_hash", "flows"), struct flow, struct address, flows, MAX_FLOWS, 0);
 BPF_F_TABLE(MAP("sk_storage", "peers"), int, struct peer, peers, 0, BPF_F_NO_PREALLOC);
 

@@ -24,7 +24,7 @@ MEMBER = struct.Struct("=I20s")
 FLOW = struct.Struct("=Q20s4x")
 """struct flow: socket cookie, one end's struct address."""
 PEER = struct.Struct("=20s20sHH")
-"""struct peer: frontend, backend, whether they hold, whether there are flows."""
+"""struct peer: frontend, backend, what they are of, whether there are flows."""
 
 ERRORS = ("no_backend", "slot_missing", "peer_unrecorded", "flow_unrecorded")
 """enum error of bpf/consts.h, in its order."""

@@ -28,9 +28,10 @@ class DataplaneSettings:
     """Most backends, counted once per frontend that they serve; 32 bytes each, used or not, and 200 when used."""
 
     max_udp_flows: int = 65536
-    """Unconnected UDP conversations remembered, all sockets together; about 260 bytes each, allocated at once.
+    """UDP conversations remembered of sockets that have several; about 260 bytes each, allocated at once.
 
-    Beyond it the least recently used are forgotten: their next datagram may go to another backend.
+    The conversation that a socket used last is kept with the socket. Beyond this number the least recently used are
+    forgotten: their next datagram may go to another backend, an answer may come from the backend's own address.
     """
 
     headers_cache: str = "/var/cache/spiderpool/headers"

@@ -6,6 +6,7 @@ import errno
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -263,6 +264,45 @@ print(json.dumps(seen))
         frontend(VIP4, port, "UDP"): backends(address) for port, address in zip(ports, FOUR, strict=True)
     })  # fmt: skip
     assert node.ask(code, to=VIP4, ports=ports) == [[[VIP4, port] for port in ports]] * 3
+
+
+def test_sockets_of_one_service_need_no_room(tmp_path: Path) -> None:
+    """However many there are on the node: what they remember is their own."""
+    code = """
+sockets = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(300)]
+turns = []
+for _ in range(2):
+    for s in sockets:
+        s.sendto(b"?", (A["to"], 53))
+    turns.append([s.recvfrom(100) for s in sockets])
+peers = {peer for turn in turns for _, peer in turn}
+print(json.dumps([sorted(peers), [a for a, _ in turns[0]] == [a for a, _ in turns[1]]]))
+"""
+    with Node(str(tmp_path)) as node:
+        node.serve(*FOUR)
+        node.load("--max-udp-flows=50")
+        with node.tables() as tables:
+            tables.program({frontend(VIP4, 53, "UDP"): backends(*FOUR)})
+            assert node.ask(code, to=VIP4) == [[[VIP4, 53]], True]
+
+
+def test_a_backend_of_two_services_answers_for_the_one_asked_last(node: Node, tables: ServiceTables) -> None:
+    code = """
+s = socket.socket(type=socket.SOCK_DGRAM)
+seen = []
+for connect in (False, True):
+    if connect:
+        s.connect((A["to"], 53))
+    for port in (53, 54, 54, 53, 54):
+        s.sendto(b"?", (A["to"], port))
+        seen.append(s.recvfrom(100)[1][1])
+    if connect:
+        seen.append(s.getpeername()[1])
+print(json.dumps(seen))
+"""
+    tables.program({frontend(VIP4, port, "UDP"): backends(FOUR[0]) for port in (53, 54)})
+    # What is connected hears one peer only, and that has one name.
+    assert node.ask(code, to=VIP4) == [53, 54, 54, 53, 54, 53, 53, 53, 53, 53, 53]
 
 
 def test_shrinking_under_fire_refuses_nobody(node: Node, tables: ServiceTables) -> None:

@@ -274,7 +274,7 @@ class TestPack:
         asked = [("address", "ip"), ("address", "port"), ("address", "tag"), ("service", "id"), ("service", "count"),
                  ("slot", "service"), ("slot", "index"), ("member", "service"), ("member", "backend"),
                  ("flow", "cookie"), ("flow", "end"), ("peer", "frontend"), ("peer", "backend"),
-                 ("peer", "connected"), ("peer", "flows")]  # fmt: skip
+                 ("peer", "holds"), ("peer", "flows")]  # fmt: skip
         prints = [f'printf("%zu ", __builtin_offsetof(struct {name}, {field}));' for name, field in asked]
         prints += [f'printf("%zu ", sizeof(struct {name}));' for name in dict.fromkeys(name for name, _ in asked)]
         program = f"#include <linux/types.h>\n#include <stdio.h>\n{structs}\nint main(void) {{ {' '.join(prints)} }}\n"
