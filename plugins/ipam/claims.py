@@ -160,14 +160,18 @@ class ClaimWriter:
         except NotFoundError:
             return None
 
-    async def read_after_writes(self, name: str) -> Claim | None:
-        """The claim as it is once every write that was begun before is decided, or None. Raises StoreError.
+    async def catch_up(self, name: str = "0.0.0.0") -> None:  # noqa: S104 - a claim's name, nothing listens
+        """Return when every write that was begun before is decided. Raises StoreError.
 
-        A read overtakes a creation that hangs in the store and lands later. So a write goes first that waits its turn
-        and cannot change anything: the deletion of an object that nobody has.
+        Reads overtake a write that hangs in the store and lands later. So a write goes that waits its turn and cannot
+        change anything: the deletion of an object that nobody has.
         """
         with suppress(ConflictError, NotFoundError):
             await self._store.delete(Claim, name, uid=_NOBODYS)
+
+    async def read_after_writes(self, name: str) -> Claim | None:
+        """The claim as it is once every write that was begun before is decided, or None. Raises StoreError."""
+        await self.catch_up(name)
         return await self.read(name)
 
     def learn(self, claim: Claim) -> Claim:

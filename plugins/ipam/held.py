@@ -48,11 +48,15 @@ class NodeClaims:
         A release names both the container and, if it knows it, the pod: the claims that a successor of the same pod
         took over name another container and are not found. Raises StoreError before the first sync.
         """
-        if self.informer.is_synced:
-            claims: Iterable[Claim] = self._containers.get(container_id, {}).values()
-        else:
-            claims = (await self._store.list(Claim, self._query)).items
+        if not self.informer.is_synced:
+            return await self.read_container(container_id, nic, pod_uid)
+        claims = self._containers.get(container_id, {}).values()
         return [claim for claim in claims if belongs(claim, container_id, nic, pod_uid)]
+
+    async def read_container(self, container_id: str, nic: str, pod_uid: str) -> list[Claim]:
+        """The same, read from the store. Raises StoreError."""
+        listing = await self._store.list(Claim, self._query)
+        return [claim for claim in listing.items if belongs(claim, container_id, nic, pod_uid)]
 
     def sets(self) -> dict[SetKey, list[Claim]]:
         """All sets of this node."""

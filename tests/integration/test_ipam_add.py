@@ -387,6 +387,25 @@ def test_a_creation_that_lands_after_the_deadline_leaves_nothing(tmp_path: Path)
     asyncio.run(main())
 
 
+def test_del_finds_a_take_over_that_lands_after_the_adds_deadline(tmp_path: Path) -> None:
+    async def main() -> None:
+        settings = IpamSettings(add_deadline=0.5, rollback_deadline=0.2)
+        async with node(tmp_path, settings=settings) as (ipam, store):
+            await pool(store, "v4", "10.6.0.10-10.6.0.19")
+            await ipam.add(call("a", container="old"))
+            with closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
+                other.execute("BEGIN IMMEDIATE")
+                with pytest.raises(TryAgainLaterError, match="too long"):
+                    await ipam.add(call("a", container="new"))
+                deletion = asyncio.create_task(ipam.delete(call("a", "DEL", container="new")))
+                await asyncio.sleep(0.1)
+                other.execute("ROLLBACK")
+            await deletion
+            assert not await claims(store)
+
+    asyncio.run(main())
+
+
 def test_a_retry_gets_the_same_and_completes_what_a_crash_left(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(f"{tmp_path}/store.db") as store:
