@@ -229,38 +229,58 @@ def encode_result(result: Result, version: str) -> dict[str, Any]:
     return body
 
 
+class _PreviousIP(msgspec.Struct):
+    address: str
+    gateway: str | None = None
+    interface: int | None = None
+
+
+class _PreviousRoute(msgspec.Struct):
+    dst: str
+    gw: str | None = None
+
+
+class _PreviousInterface(msgspec.Struct):
+    name: str
+    mac: str | None = None
+    sandbox: str | None = None
+
+
+class _Previous(msgspec.Struct):
+    """The members of a result that we read; null is absent, as Go's decoder has it."""
+
+    ips: list[_PreviousIP] | None = None
+    routes: list[_PreviousRoute] | None = None
+    interfaces: list[_PreviousInterface] | None = None
+    dns: dict[str, Any] | None = None
+
+
 def decode_prev_result(config: Mapping[str, Any]) -> Result | None:
     """The chain's prevResult, or None. Raises InvalidConfigError naming the member that is wrong."""
     raw = config.get("prevResult")
     if raw is None:
         return None
     try:
-        return Result(
-            ips=tuple(_previous_ip(f"prevResult.ips[{n}]", ip) for n, ip in enumerate(raw.get("ips") or ())),
-            routes=tuple(ResultRoute(str(r["dst"]), str(r.get("gw") or "")) for r in raw.get("routes") or ()),
-            interfaces=tuple(
-                ResultInterface(str(i["name"]), str(i.get("mac") or ""), str(i.get("sandbox") or ""))
-                for i in raw.get("interfaces") or ()
-            ),
-            dns=raw.get("dns") or {},
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InvalidConfigError("prevResult is malformed", f"prevResult: {error!r}") from None
-
-
-def _previous_ip(path: str, ip: Mapping[str, Any]) -> ResultIP:
-    address, interface = ip["address"], ip.get("interface")
-    try:
-        ip_interface(address if isinstance(address, str) else "")
-    except ValueError:
-        raise InvalidConfigError(
-            "prevResult is malformed", f"{path}.address: {str(address)[:80]!r}, allowed: ADDRESS/LENGTH"
-        ) from None
-    if interface is not None and type(interface) is not int:
-        raise InvalidConfigError(
-            "prevResult is malformed", f"{path}.interface: {str(interface)[:80]!r}, allowed: an index of interfaces"
-        )
-    return ResultIP(address, str(ip.get("gateway") or ""), interface)
+        previous = msgspec.convert(raw, _Previous)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        raise InvalidConfigError("prevResult is malformed", f"prevResult{where.rstrip('`')}: {what}") from None
+    for index, ip in enumerate(previous.ips or ()):
+        try:
+            ip_interface(ip.address)
+        except ValueError:
+            raise InvalidConfigError(
+                "prevResult is malformed",
+                f"prevResult.ips[{index}].address: {ip.address[:80]!r}, allowed: ADDRESS/LENGTH",
+            ) from None
+    return Result(
+        ips=tuple(ResultIP(ip.address, ip.gateway or "", ip.interface) for ip in previous.ips or ()),
+        routes=tuple(ResultRoute(route.dst, route.gw or "") for route in previous.routes or ()),
+        interfaces=tuple(
+            ResultInterface(nic.name, nic.mac or "", nic.sandbox or "") for nic in previous.interfaces or ()
+        ),
+        dns=previous.dns or {},
+    )
 
 
 def valid_attachments(config: Mapping[str, Any]) -> set[tuple[str, str]]:
