@@ -197,18 +197,18 @@ def main() -> int:
     parser.add_argument("--compile-only", action="store_true", help="compile, pin and attach nothing")
     arguments = parser.parse_args()
     action = "compile" if arguments.compile_only else arguments.action
-    settings = DataplaneSettings(
-        headers_cache=arguments.headers_cache,
-        max_services=arguments.max_services,
-        max_backends=arguments.max_backends,
-        max_udp_flows=arguments.max_udp_flows,
-    )
     try:
+        settings = DataplaneSettings(
+            headers_cache=arguments.headers_cache,
+            max_services=arguments.max_services,
+            max_backends=arguments.max_backends,
+            max_udp_flows=arguments.max_udp_flows,
+        )
         if not re.fullmatch(r"/[\w./-]+", arguments.pins):
             raise LoadError(f"--pins {arguments.pins!r} must be an absolute path of letters, digits, '.', '_', '-'")
         pins = Pins(os.path.normpath(arguments.pins))
         result = {"ok": True, **run(action, arguments.cgroup, pins, settings, defer=arguments.defer_attach)}
-    except (DataplaneError, OSError) as error:
+    except (DataplaneError, OSError, ValueError) as error:
         result = {"ok": False, "error": str(error), "reason": type(error).__name__}
     print(json.dumps(result))  # noqa: T201 (the result is this program's output)
     return 0 if result["ok"] else 1

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from plugins.settings import at_least
+
+_MOST = 1 << 26
+"""Entries of a map: more than any cluster has, and the kernel's memory for it still fits its arithmetic."""
+
 
 @dataclass(frozen=True, slots=True)
 class DataplaneSettings:
@@ -42,3 +47,12 @@ class DataplaneSettings:
 
     drift_period: float = 60.0
     """Seconds between comparisons of maps and hooks with what they should be, and the longest pause between retries."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("max_services", "max_backends", "max_udp_flows")}
+        at_least(1, **sizes)
+        for name, size in sizes.items():
+            if size > _MOST:
+                raise ValueError(f"{name} is {size}; it must be at most {_MOST}")
+        at_least(0.01, loader_deadline=self.loader_deadline)
+        at_least(0.1, drift_period=self.drift_period)

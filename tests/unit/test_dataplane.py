@@ -338,3 +338,12 @@ class TestHeaders:
         with pytest.raises(HeadersMissingError, match="riscv64 is not supported"):
             headers.build(str(tmp_path / "cache"), include, "riscv64")
         assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_services": 0}, {"max_backends": -1}, {"max_udp_flows": 1 << 27}, {"drift_period": 0.0},
+              {"loader_deadline": float("nan")}]
+)  # fmt: skip
+def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DataplaneSettings(**wrong)
