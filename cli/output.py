@@ -55,15 +55,20 @@ def as_yaml(value: object) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=200)
 
 
+_BREAKS = frozenset("\x85\u2028\u2029")
+
+
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that looks like a number.
+    """Quotes every text that looks like a number, and escapes the rarer line breaks.
 
     PyYAML leaves `1e5` and `0o7` bare, since its own reader wants a point in a float; Kubernetes' tools read numbers.
+    Between single quotes it writes U+0085 and its like as they are, which readers fold into a blank.
     """
 
 
 def _scalar(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _numeric(text) else None)
+    style = '"' if _BREAKS.intersection(text) else "'" if _numeric(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _scalar)

@@ -200,6 +200,7 @@ json_values = st.recursive(
 @given(json_values)
 @example("1e5")  # a text, which PyYAML by itself would leave bare
 @example({"0E0": "0o7"})
+@example("\x85")  # a line break to YAML 1.1
 def test_what_spiderpoolctl_writes_is_read_back(value: object) -> None:
     assert list(documents(as_yaml(value).encode())) == [value]
 
