@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -279,6 +279,18 @@ def test_cancelled_when_all_is_done(here: Node, monkeypatch: pytest.MonkeyPatch)
     assert pod_state(pod) == inside
 
 
+def announcing(here: Node, prober: Prober, body: Callable[[Coordinator], Awaitable[None]]) -> None:
+    """Run `body` with a coordinator that announces by `prober`."""
+
+    async def main(coordinator: Coordinator) -> None:
+        try:
+            await body(coordinator)
+        finally:
+            await prober.close()
+
+    here.on(main, prober=prober)
+
+
 def test_cancelled_while_it_announces(here: Node) -> None:
     pod = here.pod()
     before, inside = here.state(), pod_state(pod)
@@ -287,18 +299,12 @@ def test_cancelled_while_it_announces(here: Node) -> None:
         async def open(self, netns_fd: int, ifname: str) -> Any:
             await asyncio.sleep(60)
 
-    async def main() -> None:
-        prober = Slow(ProbeSettings())
-        coordinator = Coordinator(CoordinatorSettings(), prober)
-        try:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.3):
-                    await coordinator.add(pod.call(**FULL))
-        finally:
-            await coordinator.close()
-            await prober.close()
+    async def body(coordinator: Coordinator) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await coordinator.add(pod.call(**FULL))
 
-    here.run(lambda: asyncio.run(main()))
+    announcing(here, Slow(ProbeSettings()), body)
     assert here.state() == before
     assert pod_state(pod) == inside
 
@@ -311,17 +317,11 @@ def test_an_unforeseen_failure_of_the_announcement_takes_everything_back(here: N
         async def open(self, netns_fd: int, ifname: str) -> Any:
             raise ValueError("unforeseen")
 
-    async def main() -> None:
-        prober = Broken(ProbeSettings())
-        coordinator = Coordinator(CoordinatorSettings(), prober)
-        try:
-            with pytest.raises(ValueError, match="unforeseen"):
-                await coordinator.add(pod.call(**FULL))
-        finally:
-            await coordinator.close()
-            await prober.close()
+    async def body(coordinator: Coordinator) -> None:
+        with pytest.raises(ValueError, match="unforeseen"):
+            await coordinator.add(pod.call(**FULL))
 
-    here.run(lambda: asyncio.run(main()))
+    announcing(here, Broken(ProbeSettings()), body)
     assert here.state() == before
     assert pod_state(pod) == inside
 
@@ -613,14 +613,8 @@ def test_a_new_mac_is_announced(here: Node, pod: Pod) -> None:
     former = pod.ip("link", "show", "eth0").split("link/ether ")[1].split()[0]
     ip("-n", here.router, "neigh", "replace", pod.v4, "lladdr", former, "dev", "eth0", "nud", "reachable")
 
-    async def main() -> None:
-        prober = Prober(ProbeSettings())
-        coordinator = Coordinator(CoordinatorSettings(), prober)
-        try:
-            await coordinator.add(pod.call(podMACPrefix="0a:1b"))
-        finally:
-            await coordinator.close()
-            await prober.close()
+    async def body(coordinator: Coordinator) -> None:
+        await coordinator.add(pod.call(podMACPrefix="0a:1b"))
 
-    here.run(lambda: asyncio.run(main()))
+    announcing(here, Prober(ProbeSettings()), body)
     assert "0a:1b:" in ip("-n", here.router, "neigh", "show", pod.v4)
