@@ -2,11 +2,12 @@
 
     python tests/run.py COMMAND...
 
-Before and after, the machine's network namespaces, links, cgroups and eBPF pins are listed. What is new and has a name
-that only tests and labs give is printed, removed, and makes the run fail. Other new things may be a container's that
-started meanwhile: they are only printed, but in continuous integration (CI=true), where nobody else is at work, they
-make the run fail as well. Processes that outlive their parents are adopted (child subreaper), so exactly those that
-the command started are found, and no others are touched. One run at a time works on a machine; the next one waits.
+Before and after, the machine's labs, network namespaces, links, cgroups and eBPF pins are listed. What is new and has a
+name that only tests and labs give is printed, removed, and makes the run fail. Other new things may be a container's
+that started meanwhile: they are only printed, but in continuous integration (CI=true), where nobody else is at work,
+they make the run fail as well. Processes that outlive their parents are adopted (child subreaper), so exactly those
+that the command started are found and ended, and no others are touched: a new lab that still lives after that is
+somebody else's, and so is everything that has its name. One run at a time works on a machine; the next one waits.
 """
 
 from __future__ import annotations
@@ -38,6 +39,27 @@ def cgroup2_root() -> Path:
         if kind == "cgroup2":
             return Path(where)
     return Path("/sys/fs/cgroup")
+
+
+LABS = Path("/run/spiderpool-lab")
+"""One folder for each lab, named like it."""
+
+
+def labs() -> set[str]:
+    """Labs that were not taken down."""
+    return {entry.name for entry in LABS.iterdir()} if LABS.exists() else set()
+
+
+def lives(lab: str) -> bool:
+    """Whether a process is in one of the lab's cgroups."""
+    members = (cgroup2_root() / lab).rglob("cgroup.procs")
+    return any(path.read_text().strip() for path in members)
+
+
+def remove_lab(name: str) -> None:
+    """Take a lab down, with its mounts and files."""
+    command = [sys.executable, "-m", "lab", "--name", name, "down"]
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, timeout=60)
 
 
 def netns() -> set[str]:
@@ -88,6 +110,7 @@ def remove_pin(name: str) -> None:
 
 
 KINDS: tuple[tuple[str, Callable[[], set[str]], Callable[[str], None]], ...] = (
+    ("lab", labs, remove_lab),
     ("netns", netns, remove_netns),
     ("link", links, remove_link),
     ("pin", pins, remove_pin),
@@ -155,9 +178,13 @@ def main(argv: list[str]) -> int:
         signal.signal(number, lambda *_: command.send_signal(signal.SIGINT))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command as well
     status = command.wait()
+    status = status if status >= 0 else 128 - status
     left, foreign = end_orphans(), []
+    living = tuple(name for name in labs() - before["lab"] if lives(name))
     for kind, look, remove in KINDS:
         for name in sorted(look() - before[kind], key=len, reverse=True):
+            if name.startswith(living):
+                continue
             if not OURS.match(name):
                 foreign.append(f"{kind} {name}")
                 continue
@@ -173,7 +200,7 @@ def main(argv: list[str]) -> int:
     if left:
         print("\nLeft behind by the tests, and removed now:\n  " + "\n  ".join(left), file=sys.stderr)
         return status or 1
-    return status if status >= 0 else 128 - status
+    return status
 
 
 if __name__ == "__main__":
