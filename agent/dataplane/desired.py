@@ -15,6 +15,9 @@ PROTOCOLS = {"TCP": 6, "UDP": 17}
 MAPPED = bytes(10) + b"\xff\xff"
 """What an IPv4-mapped IPv6 address begins with."""
 
+PROXY_NAME = "service.kubernetes.io/service-proxy-name"
+"""A service with this label is served by the proxy that it names (Kubernetes: well-known labels), not by us."""
+
 _NO_TIME = datetime.max.replace(tzinfo=UTC)
 
 
@@ -62,7 +65,7 @@ def unmapped(address: bytes) -> bytes:
 
 def _frontend_addresses(service: Service) -> list[bytes]:
     spec = service.spec
-    if spec.type == "ExternalName":
+    if spec.type == "ExternalName" or PROXY_NAME in service.metadata.labels:
         return []
     texts = spec.cluster_ips or ([spec.cluster_ip] if spec.cluster_ip else [])
     return [packed for text in texts if (packed := pack_address(text)) is not None]  # "None" packs to None

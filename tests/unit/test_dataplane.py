@@ -91,6 +91,11 @@ class TestTranslate:
     def test_what_has_no_frontend(self, spec: dict[str, Any]) -> None:
         assert translate(service(spec), [part({"addresses": ["10.0.0.1"]})]) == {}
 
+    def test_a_service_of_another_proxy_is_left_to_it(self) -> None:
+        metadata = {"name": "web", "namespace": "default", "labels": {"service.kubernetes.io/service-proxy-name": "x"}}
+        foreign = decode(Service, json.dumps({"metadata": metadata, "spec": HTTP}).encode())
+        assert translate(foreign, [part({"addresses": ["10.0.0.1"]})]) == {}
+
     @pytest.mark.parametrize(
         ("conditions", "counts"),
         [
