@@ -153,16 +153,16 @@ def kill_cgroup(path: str, timeout: float = 10) -> None:
 
 
 def spawn(
-    argv: Sequence[str], *, netns: str, log: str, stdout: int | None = None, **environment: str
+    argv: Sequence[str], *, netns: str = "", log: str, stdout: int | None = None, **environment: str
 ) -> subprocess.Popen[bytes]:
-    """A process in the network namespace at `netns`, in a session of its own, so that it outlives us.
+    """A process in the network namespace at `netns` (ours if it is empty), in a session of its own: it outlives us.
 
     It writes to `log`, and its standard output to `stdout` if that is given. `environment` is added to ours.
     """
     with open(log, "ab") as output:
-        return in_netns(
-            netns,
-            lambda: subprocess.Popen(
+
+        def work() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
                 argv,
                 env=os.environ | environment,
                 stdin=subprocess.DEVNULL,
@@ -170,8 +170,9 @@ def spawn(
                 stderr=output,
                 start_new_session=True,
                 cwd="/",
-            ),
-        )
+            )
+
+        return in_netns(netns, work) if netns else work()
 
 
 def record(process: subprocess.Popen[bytes]) -> Started:

@@ -31,7 +31,8 @@ class Paper:
 
     def __init__(self, file: TextIO = sys.stdout) -> None:
         self._file = file
-        self._colour = file.isatty()
+        self._colour = self.live = file.isatty()
+        self._passing = False
         self.width = max(72, min(150, shutil.get_terminal_size((118, 24)).columns if self._colour else 118))
 
     def paint(self, colour: str, text: str) -> str:
@@ -40,7 +41,19 @@ class Paper:
 
     def line(self, text: str = "") -> None:
         """One line, at once."""
+        if self._passing:
+            self._file.write("\r\033[K")
+            self._passing = False
         print(text, file=self._file, flush=True)
+
+    def passing(self, text: str) -> None:
+        """A line about the moment: the next one takes its place on a terminal."""
+        if not self.live:
+            self.line(text)
+            return
+        self._file.write(f"\r\033[K{self.paint(DIM, text[: self.width])}")
+        self._file.flush()
+        self._passing = True
 
     def mark(self, ok: bool) -> str:
         """A check mark or a cross."""

@@ -1,0 +1,324 @@
+"""A cluster's life: it comes up as a whole or not at all, its parts can be killed and started again, and it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from lab.kube.build import CONTROL_PLANE, missing, program, release
+from lab.kube.components import CONTROLLERS, ETCD, HOST, ORDER, SERVER, SERVER_NAMES, STOP_WITHIN, Place, argv
+from lab.kube.pki import Authority, new_key, write_secret
+from lab.layout import SOURCES, STATE_ROOT, Lab, LabError
+from lab.nodes import entering
+from lab.pods import cgroup
+from lab.process import Started, alive, cgroup2_root, end, kill_cgroup, last_lines, record, run, spawn
+from lab.state import locked
+from lab.table import Paper
+
+CRDS = f"{SOURCES}/api/crds"
+READY_WITHIN = 90.0
+"""Seconds that a part of the cluster has until it is ready; on an idle machine it takes a few."""
+_LOOK_EVERY = 0.02
+"""Seconds between two looks at a part that is coming up."""
+_PORTS = range(20000, 32000)
+"""Below what Linux gives to outgoing connections (ip_local_port_range), so that a port stays free for a restart."""
+_RECORD = "cluster.json"
+
+
+class Cluster:
+    """A control plane on loopback, as its record has it. Not for several threads at once."""
+
+    def __init__(self, place: Place, processes: dict[str, Started], *, complete: bool) -> None:
+        self.place = place
+        self.processes = processes
+        """What was started, and not stopped by `stop`."""
+        self.complete = complete
+        """Whether `up` came to its end."""
+
+    @classmethod
+    def load(cls, lab: Lab) -> Cluster:
+        """The cluster of that name. Raises LabError if there is none."""
+        try:
+            with open(f"{lab.state}/{_RECORD}") as file:
+                content = json.load(file)
+        except FileNotFoundError:
+            raise LabError(f"there is no cluster {lab.name!r}; python -m lab.kube --name {lab.name} up") from None
+        place = Place(lab, content["port"], tuple(content["server_flags"]))
+        processes = {name: Started(*process) for name, process in content["processes"].items()}
+        return cls(place, processes, complete=content["complete"])
+
+    def save(self) -> None:
+        """Write the record, so that it is never half written."""
+        content = {
+            "complete": self.complete,
+            "port": self.place.port,
+            "processes": self.processes,
+            "server_flags": self.place.server_flags,
+        }
+        write_secret(f"{self.place.lab.state}/{_RECORD}", json.dumps(content, indent=1).encode())
+
+    @property
+    def admin(self) -> str:
+        """Path of the kubeconfig of a member of system:masters."""
+        return self.place.kubeconfig("admin")
+
+    def runs(self, component: str) -> bool:
+        """Whether `etcd`, `kube-apiserver` or `kube-controller-manager` runs."""
+        process = self.processes.get(component)
+        return process is not None and alive(process)
+
+    def start(self, component: str) -> None:
+        """Start a part and wait until it is ready. Raises LabError with its log's end."""
+        if self.runs(component):
+            return
+        lab = self.place.lab
+        with _held(self.place.port) if component == SERVER else contextlib.nullcontext():
+            command = [*entering(cgroup(lab, component)), *argv(component, self.place)]
+            started = record(spawn(command, log=lab.log(component)))
+            self.processes[component] = started
+            self.save()
+            ready: Callable[[], bool] = {
+                ETCD: self._etcd_is_ready,
+                SERVER: self._server_is_ready,
+                CONTROLLERS: self._controllers_are_ready,
+            }[component]
+            _await(ready, started, component, lab.log(component))
+
+    def stop(self, component: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End a part with a signal, `SIGKILL` for a crash. Raises LabError when it does not end in its time."""
+        process = self.processes.get(component)
+        if process is not None and not end(process, number, STOP_WITHIN[component]):
+            raise LabError(
+                f"{component} does not end on {number.name} within {STOP_WITHIN[component]:g} s; "
+                f"the end of its log:\n{last_lines(self.place.lab.log(component))}"
+            )
+        self.processes.pop(component, None)
+        self.save()
+
+    def kubectl(self, *arguments: str, stdin: str = "", user: str = "admin", timeout: float = 60) -> str:
+        """What kubectl prints, run as a user who has a kubeconfig. Raises LabError with what it complains about."""
+        place = self.place
+        flags = [f"--kubeconfig={place.kubeconfig(user)}", f"--cache-dir={place.lab.state}/kubectl-cache"]
+        return run([program("kubectl"), *flags, *arguments], stdin=stdin, timeout=timeout)
+
+    def kubeconfig(self, user: str, groups: Sequence[str] = ()) -> str:
+        """Path of a new kubeconfig for a user, known by a client certificate; their rights are RBAC's to give."""
+        authority, name = Authority(self.place.pki), f"user-{user}"
+        authority.issue(name, user, groups=groups)
+        return self._write_kubeconfig(authority, name, user)
+
+    def apply_crds(self) -> None:
+        """Apply our CRDs and wait until they are served. Raises LabError."""
+        self.kubectl("apply", "--server-side", "-f", CRDS)
+        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", CRDS)
+
+    def compact(self) -> int:
+        """Make etcd forget everything before now; the revision that is now the oldest. Raises LabError.
+
+        The API server's watch cache does not know of it: restart the server as well, or start it with
+        `--watch-cache=false`, to have watches and continued lists from before refused with 410.
+        """
+        revision = int(_etcd_call(self.place.etcd, "kv/range", {"key": "AA=="})["header"]["revision"])
+        _etcd_call(self.place.etcd, "kv/compaction", {"revision": str(revision), "physical": True})
+        return revision
+
+    def prepare(self) -> None:
+        """Folders, keys, certificates and configurations, before anything is started."""
+        lab, pki = self.place.lab, self.place.pki
+        for folder in (pki, f"{lab.state}/log"):
+            os.makedirs(folder, mode=0o700)
+        self.save()
+        authority = Authority(pki)
+        authority.create()
+        new_key(f"{pki}/service-account")
+        authority.issue("etcd", "etcd", hosts=[HOST])
+        authority.issue("server", "kube-apiserver", hosts=SERVER_NAMES)
+        authority.issue("admin", "admin", groups=["system:masters"])
+        authority.issue("controllers", "system:kube-controller-manager")
+        for user in ("admin", "controllers"):
+            self._write_kubeconfig(authority, user, user)
+
+    def _write_kubeconfig(self, authority: Authority, certificate: str, user: str) -> str:
+        path = self.place.kubeconfig(user)
+        content = authority.kubeconfig(certificate, self.place.url)
+        write_secret(path, yaml.safe_dump(content, sort_keys=False).encode())
+        return path
+
+    def _etcd_is_ready(self) -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return _ask(_UnixConnection(self.place.etcd), "GET", "/health") == (200, {"health": "true", "reason": ""})
+        return False
+
+    def _server_is_ready(self) -> bool:
+        return self._get("/readyz")[0] == 200
+
+    def _controllers_are_ready(self) -> bool:
+        # They serve nothing to ask, so look at what they do: nothing can run before this account exists.
+        return self._get("/api/v1/namespaces/default/serviceaccounts/default")[0] == 200
+
+    def _get(self, path: str) -> tuple[int, Any]:
+        """Status and answer to the administrator; 0 if the server does not answer."""
+        pki = self.place.pki
+        context = ssl.create_default_context(cafile=f"{pki}/ca.crt")
+        context.load_cert_chain(f"{pki}/admin.crt", f"{pki}/admin.key")
+        connection = http.client.HTTPSConnection(HOST, self.place.port, timeout=5, context=context)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return _ask(connection, "GET", path)
+        return 0, None
+
+
+def preflight(lab: Lab) -> None:
+    """Whether this machine can carry a cluster. Raises LabError."""
+    if os.geteuid():
+        raise LabError("must run as root: the cluster's processes live in a cgroup of the lab")
+    cgroup2_root()
+    if absent := missing(CONTROL_PLANE):
+        raise LabError(f"{', '.join(absent)} of Kubernetes {release()} not built: run `make kube`")
+    if not os.path.exists(lab.state):
+        return
+    if not os.path.exists(f"{lab.state}/{_RECORD}"):
+        raise LabError(f"{lab.state} is another lab's; choose another --name")
+    cluster = Cluster.load(lab)
+    if cluster.complete and any(cluster.runs(component) for component in ORDER):
+        raise LabError(f"cluster {lab.name!r} is up already; `python -m lab.kube --name {lab.name} down` removes it")
+
+
+def up(lab: Lab, paper: Paper, *, crds: bool = False, server_flags: Sequence[str] = ()) -> Cluster:
+    """A new cluster; what an unfinished `up` left is removed, and so is this one if it fails. Raises LabError."""
+    preflight(lab)
+    down(lab)
+    os.makedirs(lab.state, mode=0o700)
+    with locked(lab):
+        cluster = Cluster(Place(lab, _free_port(), tuple(server_flags)), {}, complete=False)
+        try:
+            _up(cluster, paper, crds=crds)
+        except BaseException:
+            _remove(lab)
+            raise
+    return cluster
+
+
+def _up(cluster: Cluster, paper: Paper, *, crds: bool) -> None:
+    def timed(text: str, work: Callable[[], object]) -> None:
+        begin = time.monotonic()
+        work()
+        paper.step(text, time.monotonic() - begin)
+
+    timed("keys, certificates, kubeconfigs", cluster.prepare)
+    timed("etcd, on a Unix socket", lambda: cluster.start(ETCD))
+    timed(f"kube-apiserver {release()} at {cluster.place.url}, with RBAC", lambda: cluster.start(SERVER))
+    timed("kube-controller-manager", lambda: cluster.start(CONTROLLERS))
+    if crds:
+        timed("our resource definitions", cluster.apply_crds)
+    cluster.complete = True
+    cluster.save()
+
+
+def down(lab: Lab) -> bool:
+    """Remove everything of the cluster, or what is left of it; False if there was nothing. Raises LabError."""
+    if os.geteuid():
+        raise LabError("must run as root")
+    if os.path.isdir(lab.state) and os.path.exists(f"{lab.state}/lab.json"):
+        raise LabError(f"lab {lab.name!r} is no cluster: `spiderpool-lab --name {lab.name} down` removes it")
+    found = os.path.exists(lab.state) or os.path.isdir(f"{cgroup2_root()}/{lab.name}")
+    with locked(lab) if os.path.isdir(lab.state) else contextlib.nullcontext():
+        _remove(lab)
+    return found
+
+
+def _remove(lab: Lab) -> None:
+    with contextlib.suppress(LabError):  # no record: then nothing was started, or the cgroup has it
+        cluster = Cluster.load(lab)
+        for component in reversed(ORDER):
+            if component in cluster.processes:
+                end(cluster.processes[component], signal.SIGTERM, STOP_WITHIN[component])
+    kill_cgroup(f"{cgroup2_root()}/{lab.name}")
+    shutil.rmtree(lab.state, ignore_errors=True)
+    if os.path.exists(lab.state):
+        raise LabError(f"{lab.state} cannot be removed")
+    with contextlib.suppress(OSError):  # absent, or another lab's folder is in it
+        os.rmdir(STATE_ROOT)
+
+
+def _free_port() -> int:
+    for port in random.sample(_PORTS, 100):
+        with contextlib.suppress(OSError), _held(port):
+            return port
+    raise LabError(f"no free port found from {_PORTS.start} to {_PORTS.stop}")
+
+
+@contextlib.contextmanager
+def _held(port: int) -> Iterator[None]:
+    """Keep others from a port: a socket that is bound and does not listen gets no connections (SO_REUSEPORT)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind((HOST, port))
+        yield
+
+
+def _await(ready: Callable[[], bool], process: Started, name: str, log: str) -> None:
+    deadline = time.monotonic() + READY_WITHIN
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        raise LabError(f"{name} ended at once; the end of its log:\n{last_lines(log)}") from None
+    try:
+        while not ready():
+            if select.select([fd], [], [], _LOOK_EVERY)[0]:
+                raise LabError(f"{name} ended; the end of its log:\n{last_lines(log)}")
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"{name} was not ready within {READY_WITHIN:g} s; the end of its log:\n{last_lines(log)}"
+                )
+    finally:
+        os.close(fd)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        """As http.client has it."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _etcd_call(path: str, method: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What etcd answers to a call of its JSON gateway. Raises LabError."""
+    try:
+        status, answer = _ask(_UnixConnection(path), "POST", f"/v3/{method}", json.dumps(body))
+    except (OSError, http.client.HTTPException) as error:
+        raise LabError(f"etcd does not answer {method}: {error}") from error
+    if status != 200 or not isinstance(answer, dict):
+        raise LabError(f"etcd refuses {method}: {status} {answer}")
+    return answer
+
+
+def _ask(connection: http.client.HTTPConnection, verb: str, path: str, body: str | None = None) -> tuple[int, Any]:
+    """Status and answer, parsed if it is JSON. Raises OSError and HTTPException."""
+    with contextlib.closing(connection):
+        connection.request(verb, path, body)
+        response = connection.getresponse()
+        content = response.read()
+    try:
+        return response.status, json.loads(content)
+    except ValueError:
+        return response.status, content
