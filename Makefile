@@ -9,7 +9,7 @@ BIN := build/venv/bin
 export PYTHONPATH := $(CURDIR)
 export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/build/zig-cache
 
-.PHONY: help demo test test-unit test-integration test-e2e bench lint generate format lock clean run-env dev-env shim shim-all
+.PHONY: help demo test test-unit test-integration test-e2e kube test-kube bench lint generate format lock clean run-env dev-env shim shim-all
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -41,6 +41,12 @@ test-integration: dev-env shim-all ## real network namespaces, sockets, packets,
 
 test-e2e: dev-env shim ## the lab, through its public surface (root)
 	@$(PY) tests/run.py $(BIN)/pytest tests/e2e
+
+kube: dev-env ## Kubernetes' API server, etcd, controllers and kubectl, from the Go modules that lab/kube/go.mod pins
+	@$(PY) -m lab.kube build
+
+test-kube: dev-env kube ## against a real API server
+	@$(PY) tests/run.py $(BIN)/pytest tests/kube
 
 bench: dev-env shim ## medians and p99 beside their rivals; writes build/bench.json
 	@$(PY) tests/run.py $(PY) -m tests.bench

@@ -159,7 +159,7 @@ def _compile(name: str, target: str, progress: Callable[[int, str], None]) -> in
         process.wait()
     if status:
         raise LabError(
-            "\n    ".join([f"{name} cannot be built ({' '.join(argv[3:5])} ended with {status}):", *complaints])
+            "\n    ".join([f"{name} cannot be built, go build ended with {status}:", *complaints])
         )
     os.rename(f"{target}.tmp", target)
     return packages
