@@ -23,6 +23,10 @@ class InvalidError(StoreError):
     """The object breaks the store's rules for names, labels or metadata, or a validator's (422)."""
 
 
+class ForbiddenError(StoreError):
+    """The store's authority does not allow this caller to do that; the text says which permission is missing (403)."""
+
+
 class ExpiredError(StoreError):
     """The resourceVersion to watch from is too old: list again (410)."""
 

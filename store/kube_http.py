@@ -1,0 +1,303 @@
+"""Requests to the API server: connections, deadlines, attempts, and how many at a time.
+
+There is no limit on requests per second: the API server's own flow control (priority and fairness) knows better what it
+can take, and says so with 429, which is obeyed. What is limited is how many requests of ours are under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from random import uniform
+from typing import NamedTuple
+
+import aiohttp
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, hdrs
+
+from store.errors import UnavailableError
+from store.kube_access import Access, Credentials
+from store.kube_settings import KubeSettings
+from store.kube_status import BROKEN, OVERLOADED, Status, read_status, refusal, retry_after
+
+log = logging.getLogger(__name__)
+
+_IDLE = 30.0
+"""Seconds that a connection is kept without a request; the API server keeps it for 90, load balancers for 60."""
+
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+_UNACKNOWLEDGED = 30_000
+"""Milliseconds for which the peer may leave data unacknowledged (tcp(7), TCP_USER_TIMEOUT). With the above, a dead
+peer is found out within half a minute, also under a watch that only listens."""
+
+_HEADERS = {
+    hdrs.ACCEPT: "application/json",
+    hdrs.ACCEPT_ENCODING: "identity",  # unpacking a list costs this side more than the bytes cost the wire
+    hdrs.USER_AGENT: "spiderpool",
+}
+_LARGE = 1 << 20
+"""Bytes from which a body is sent as a stream, in parts."""
+
+
+class NotSentError(Exception):
+    """The request did not reach the server."""
+
+
+class LostError(Exception):
+    """The request may have reached the server, no answer came."""
+
+
+class RefusedError(Exception):
+    """The server answered with an error."""
+
+    def __init__(self, status: Status, wait: float) -> None:
+        super().__init__(status.message or status.reason)
+        self.status = status
+        self.wait = wait
+        """Seconds that the server asks to wait; 0: it does not say."""
+
+
+class DoubtError(Exception):
+    """A write may or may not have been done. Ours to resolve, the port does not know it."""
+
+    def __init__(self, text: str, *, wait: float, answered: bool) -> None:
+        super().__init__(text)
+        self.wait = wait
+        self.answered = answered
+        """The server said that it failed, so what is not there now is not going to come."""
+
+
+def backoff(settings: KubeSettings, failures: int) -> float:
+    """Seconds to wait after the `failures`-th failure in a row."""
+    longest = min(settings.backoff_most, settings.backoff_first * 2 ** min(failures - 1, 16))
+    return uniform(longest / 2, longest)
+
+
+class _Request(NamedTuple):
+    method: str
+    path: str
+    query: Mapping[str, str]
+    body: bytes | None = None
+
+
+class Client:
+    """One session with the API server."""
+
+    def __init__(self, settings: KubeSettings, credentials: Credentials) -> None:
+        self.settings = settings
+        self.closing = asyncio.Event()
+        self._credentials = credentials
+        self._points = asyncio.Semaphore(settings.points)
+        self._scans = asyncio.Semaphore(settings.scans)
+        # no limit on connections: a watch keeps one, and requests are counted here
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE, socket_factory=_socket)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers=_HEADERS,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect),
+            read_bufsize=1 << 18,
+        )
+
+    async def close(self) -> None:
+        """End all requests."""
+        self.closing.set()
+        await self._session.close()
+        await self._credentials.close()
+
+    async def read(self, path: str, query: Mapping[str, str], what: str, *, scan: bool = False) -> bytes:
+        """The body of the answer to a GET, attempted again where that may help. Raises StoreError.
+
+        `what` names the object or objects in messages; `scan` is a list.
+        """
+        lane = self._scans if scan else self._points
+        try:
+            return await self._repeat(
+                what, BROKEN | OVERLOADED, lambda limit: self._send(lane, limit, _Request("GET", path, query))
+            )
+        except LostError as error:
+            raise UnavailableError(f"{what}: {error}") from error
+
+    async def write(self, method: str, path: str, query: Mapping[str, str], body: bytes, what: str) -> bytes:
+        """The body of the answer, attempted again only where nothing was done. Raises StoreError, DoubtError."""
+        try:
+            return await self._repeat(
+                what, OVERLOADED, lambda limit: self._send(self._points, limit, _Request(method, path, query, body))
+            )
+        except LostError as error:
+            raise DoubtError(str(error), wait=0, answered=False) from error
+
+    async def _repeat(self, what: str, passing: frozenset[int], send: Callable[[float], Awaitable[bytes]]) -> bytes:
+        """`send` until an answer comes that is worth something; its argument is the attempt's deadline.
+
+        Raises LostError for writes (those for which BROKEN is not `passing`) at once, for reads at the end.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.deadline
+        failures = 0
+        while True:
+            failures += 1
+            try:
+                return await send(min(deadline, loop.time() + self.settings.attempt))
+            except RefusedError as refused:
+                status, wait, failure = refused.status, refused.wait, refusal(refused.status, what)
+                if status.code not in passing:
+                    if status.code in BROKEN:
+                        raise DoubtError(str(failure), wait=wait, answered=status.code == 500) from refused
+                    raise failure from refused
+                error: Exception = failure
+            except NotSentError as unsent:
+                wait, error = 0.0, UnavailableError(f"{what}: {unsent}")
+            except LostError as lost:
+                if not passing >= BROKEN:
+                    raise
+                wait, error = 0.0, lost
+            wait = max(wait, backoff(self.settings, failures))
+            if failures >= self.settings.attempts or loop.time() + wait > deadline or self.closing.is_set():
+                raise error
+            log.info("trying again in %.1f s: %s", wait, error)
+            await self.pause(wait)
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but not beyond the end of the session."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.closing.wait()
+        except TimeoutError:
+            return
+
+    async def _send(self, lane: asyncio.Semaphore, deadline: float, request: _Request) -> bytes:
+        """One attempt, or two if the first shows that our credentials are old. Raises one of the errors above."""
+        begun = False
+        try:
+            async with asyncio.timeout_at(deadline), lane:
+                for renewed in (False, True):
+                    access = await self._access()
+                    begun = True
+                    try:
+                        return await self._exchange(access, request)
+                    except RefusedError as refused:
+                        if refused.status.code != 401 or renewed or not await self._credentials.refused(access):
+                            raise
+                    except aiohttp.ClientConnectorCertificateError:
+                        if renewed or not await self._credentials.refused(access):
+                            raise
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise NotSentError(f"cannot reach the API server: {error}") from error
+        except TimeoutError as error:
+            if begun:
+                raise LostError("the API server did not answer in time") from error
+            raise NotSentError("too many requests are waiting for the API server") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise LostError(f"the connection broke: {error or type(error).__name__}") from error
+        raise AssertionError("unreachable")
+
+    async def _exchange(self, access: Access, request: _Request) -> bytes:
+        method, path, query, body = request
+        async with self._session.request(
+            method,
+            access.server + path,
+            params=query,
+            headers=_headers(access, body),
+            data=io.BytesIO(body) if body is not None and len(body) > _LARGE else body,
+            ssl=access.tls,
+            server_hostname=access.server_name,
+            proxy=access.proxy,
+            allow_redirects=False,
+            middlewares=() if method == "GET" else (_Once(),),
+        ) as response:
+            answer = await response.read()
+            if response.status >= 300:
+                raise _refused(response, answer)
+            return answer
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, query: Mapping[str, str], quiet: float
+    ) -> AsyncGenerator[aiohttp.StreamReader, None]:
+        """The open body of the answer to a GET; nothing for `quiet` seconds breaks it. Raises one of the errors above,
+        also while it is read if `broken_stream` is used around that.
+        """
+        access = await self._access()
+        with broken_stream():
+            async with asyncio.timeout(self.settings.attempt) as limit:
+                async with self._session.get(
+                    access.server + path,
+                    params=query,
+                    headers=_headers(access, None),
+                    ssl=access.tls,
+                    server_hostname=access.server_name,
+                    proxy=access.proxy,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.settings.connect, sock_read=quiet),
+                ) as response:
+                    if response.status >= 300:
+                        body = await response.read()
+                        if response.status == 401:
+                            await self._credentials.refused(access)
+                        raise _refused(response, body)
+                    limit.reschedule(None)
+                    yield response.content
+
+    async def _access(self) -> Access:
+        if self.closing.is_set():
+            raise NotSentError("the store is closed")
+        try:
+            return await self._credentials.access()
+        except UnavailableError as error:
+            raise NotSentError(str(error)) from error
+
+
+class _Once:
+    """Stops aiohttp from sending a PUT or DELETE a second time by itself after the connection broke: the second would
+    find the effect of the first, and be told of a conflict with nobody else than itself.
+    """
+
+    def __init__(self) -> None:
+        self._sent = False
+
+    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        if self._sent:
+            raise aiohttp.ServerDisconnectedError
+        self._sent = True
+        return await handler(request)
+
+
+class broken_stream:  # noqa: N801 (a context manager, used like a function)
+    """Translates what aiohttp raises while an answer is read. Raises LostError, NotSentError."""
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            raise NotSentError(f"cannot reach the API server: {error}") from error
+        if isinstance(error, aiohttp.ClientError | OSError):  # a TimeoutError is an OSError
+            raise LostError(f"the connection broke: {error or type(error).__name__}") from error
+
+
+def _refused(response: ClientResponse, body: bytes) -> RefusedError:
+    status = read_status(response.status, body)
+    return RefusedError(status, retry_after(response.headers.get(hdrs.RETRY_AFTER), status))
+
+
+def _headers(access: Access, body: bytes | None) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if access.authorization:
+        headers[hdrs.AUTHORIZATION] = access.authorization
+    if body is not None:
+        headers[hdrs.CONTENT_TYPE] = "application/json"
+    return headers
+
+
+def _socket(address: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED)
+    return made
