@@ -158,9 +158,7 @@ def _compile(name: str, target: str, progress: Callable[[int, str], None]) -> in
         process.terminate()
         process.wait()
     if status:
-        raise LabError(
-            "\n    ".join([f"{name} cannot be built, go build ended with {status}:", *complaints])
-        )
+        raise LabError("\n    ".join([f"{name} cannot be built, go build ended with {status}:", *complaints]))
     os.rename(f"{target}.tmp", target)
     return packages
 

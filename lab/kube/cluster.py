@@ -124,6 +124,13 @@ class Cluster:
         """Apply our CRDs and wait until they are served. Raises LabError."""
         self.kubectl("apply", "--server-side", "-f", CRDS)
         self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", CRDS)
+        # The server opens the storage of a kind when it is first asked, and says 429 until its watch cache is filled.
+        deadline = time.monotonic() + READY_WITHIN
+        for path in _collections():
+            while (status := self.ask(path)[0]) != 200:
+                if time.monotonic() > deadline:
+                    raise LabError(f"{path} is answered with {status}, {READY_WITHIN:g} s after it was defined")
+                time.sleep(_LOOK_EVERY)
 
     def compact(self) -> int:
         """Make etcd forget everything before now; the revision that is now the oldest. Raises LabError.
@@ -163,20 +170,20 @@ class Cluster:
         return False
 
     def _server_is_ready(self) -> bool:
-        return self._get("/readyz")[0] == 200
+        return self.ask("/readyz")[0] == 200
 
     def _controllers_are_ready(self) -> bool:
         # They serve nothing to ask, so look at what they do: nothing can run before this account exists.
-        return self._get("/api/v1/namespaces/default/serviceaccounts/default")[0] == 200
+        return self.ask("/api/v1/namespaces/default/serviceaccounts/default")[0] == 200
 
-    def _get(self, path: str) -> tuple[int, Any]:
-        """Status and answer to the administrator; 0 if the server does not answer."""
+    def ask(self, path: str, accept: str = "application/json") -> tuple[int, Any]:
+        """Status and answer of a GET by the administrator; 0 if the server does not answer."""
         pki = self.place.pki
         context = ssl.create_default_context(cafile=f"{pki}/ca.crt")
         context.load_cert_chain(f"{pki}/admin.crt", f"{pki}/admin.key")
         connection = http.client.HTTPSConnection(HOST, self.place.port, timeout=5, context=context)
         with contextlib.suppress(OSError, http.client.HTTPException):
-            return _ask(connection, "GET", path)
+            return _ask(connection, "GET", path, accept=accept)
         return 0, None
 
 
@@ -253,6 +260,16 @@ def _remove(lab: Lab) -> None:
         os.rmdir(STATE_ROOT)
 
 
+def _collections() -> Iterator[str]:
+    """The path of each kind that our definitions define."""
+    for name in sorted(os.listdir(CRDS)):
+        with open(f"{CRDS}/{name}") as file:
+            for document in filter(None, yaml.safe_load_all(file)):
+                spec = document["spec"]
+                for version in spec["versions"]:
+                    yield f"/apis/{spec['group']}/{version['name']}/{spec['names']['plural']}"
+
+
 def _free_port() -> int:
     for port in random.sample(_PORTS, 100):
         with contextlib.suppress(OSError), _held(port):
@@ -312,10 +329,12 @@ def _etcd_call(path: str, method: str, body: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _ask(connection: http.client.HTTPConnection, verb: str, path: str, body: str | None = None) -> tuple[int, Any]:
+def _ask(
+    connection: http.client.HTTPConnection, verb: str, path: str, body: str | None = None, accept: str = "*/*"
+) -> tuple[int, Any]:
     """Status and answer, parsed if it is JSON. Raises OSError and HTTPException."""
     with contextlib.closing(connection):
-        connection.request(verb, path, body)
+        connection.request(verb, path, body, {"Accept": accept})
         response = connection.getresponse()
         content = response.read()
     try:
