@@ -64,7 +64,8 @@ def _go(folder: str, *arguments: str) -> str:
     except FileNotFoundError:
         raise LabError("go is not installed") from None
     if result.returncode:
-        raise LabError(f"{' '.join(argv)[:200]} failed with {result.returncode}; its messages are above")
+        said = f":\n{result.stdout.strip()[-2000:]}" if result.stdout else "; its messages are above"
+        raise LabError(f"{' '.join(argv)[:200]} ended with {result.returncode}{said}")
     return result.stdout
 
 
