@@ -10,10 +10,10 @@ import asyncio
 import io
 import logging
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from random import uniform
-from typing import NamedTuple
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, hdrs
@@ -76,11 +76,14 @@ def backoff(settings: KubeSettings, failures: int) -> float:
     return uniform(longest / 2, longest)
 
 
-class _Request(NamedTuple):
+@dataclass(slots=True)
+class _Request:
     method: str
     path: str
     query: Mapping[str, str]
     body: bytes | None = None
+    begun: bool = False
+    """Whether a part of it may have reached the server."""
 
 
 class Client:
@@ -92,6 +95,7 @@ class Client:
         self._credentials = credentials
         self._points = asyncio.Semaphore(settings.points)
         self._scans = asyncio.Semaphore(settings.scans)
+        self._limits: set[asyncio.Timeout] = set()
         # no limit on connections: a watch keeps one, and requests are counted here
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE, socket_factory=_socket)
         self._session = aiohttp.ClientSession(
@@ -105,6 +109,11 @@ class Client:
     async def close(self) -> None:
         """End all requests."""
         self.closing.set()
+        now = asyncio.get_running_loop().time()
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(now)  # aiohttp closes connections, but wakes nobody who reads from one
+        await asyncio.sleep(0)
         await self._session.close()
         await self._credentials.close()
 
@@ -171,43 +180,40 @@ class Client:
 
     async def _send(self, lane: asyncio.Semaphore, deadline: float, request: _Request) -> bytes:
         """One attempt, or two if the first shows that our credentials are old. Raises one of the errors above."""
-        begun = False
         try:
-            async with asyncio.timeout_at(deadline), lane:
-                for renewed in (False, True):
-                    access = await self._access()
-                    begun = True
-                    try:
-                        return await self._exchange(access, request)
-                    except RefusedError as refused:
-                        if refused.status.code != 401 or renewed or not await self._credentials.refused(access):
-                            raise
-                    except aiohttp.ClientConnectorCertificateError:
-                        if renewed or not await self._credentials.refused(access):
-                            raise
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise NotSentError(f"cannot reach the API server: {error}") from error
-        except TimeoutError as error:
-            if begun:
-                raise LostError("the API server did not answer in time") from error
+            with _translated():
+                async with self._bounded(deadline), lane:
+                    return await self._authorized(request)
+        except LostError as error:
+            if request.begun:
+                raise
             raise NotSentError("too many requests are waiting for the API server") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise LostError(f"the connection broke: {error or type(error).__name__}") from error
-        raise AssertionError("unreachable")
+
+    async def _authorized(self, request: _Request) -> bytes:
+        access = await self._access()
+        request.begun = True
+        try:
+            return await self._exchange(access, request)
+        except RefusedError as refused:
+            if refused.status.code != 401 or not await self._credentials.refused(access):
+                raise
+        except aiohttp.ClientConnectorCertificateError:
+            if not await self._credentials.refused(access):
+                raise
+        return await self._exchange(await self._access(), request)
 
     async def _exchange(self, access: Access, request: _Request) -> bytes:
-        method, path, query, body = request
         async with self._session.request(
-            method,
-            access.server + path,
-            params=query,
-            headers=_headers(access, body),
-            data=io.BytesIO(body) if body is not None and len(body) > _LARGE else body,
+            request.method,
+            access.server + request.path,
+            params=request.query,
+            headers=_headers(access, request.body),
+            data=io.BytesIO(request.body) if request.body is not None and len(request.body) > _LARGE else request.body,
             ssl=access.tls,
             server_hostname=access.server_name,
             proxy=access.proxy,
             allow_redirects=False,
-            middlewares=() if method == "GET" else (_Once(),),
+            middlewares=() if request.method == "GET" else (_Once(),),
         ) as response:
             answer = await response.read()
             if response.status >= 300:
@@ -215,16 +221,21 @@ class Client:
             return answer
 
     @asynccontextmanager
-    async def stream(
-        self, path: str, query: Mapping[str, str], quiet: float
-    ) -> AsyncGenerator[aiohttp.StreamReader, None]:
-        """The open body of the answer to a GET; nothing for `quiet` seconds breaks it. Raises one of the errors above,
-        also while it is read if `broken_stream` is used around that.
-        """
-        access = await self._access()
-        with broken_stream():
-            async with asyncio.timeout(self.settings.attempt) as limit:
-                async with self._session.get(
+    async def _bounded(self, deadline: float) -> AsyncGenerator[None, None]:
+        """A deadline, which `close` brings forward."""
+        async with asyncio.timeout_at(deadline) as limit:
+            self._limits.add(limit)
+            try:
+                yield
+            finally:
+                self._limits.discard(limit)
+
+    async def stream(self, path: str, query: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """An answer to a GET that goes on; the caller closes it. Raises one of the errors above."""
+        with _translated():
+            async with self._bounded(asyncio.get_running_loop().time() + self.settings.attempt):
+                access = await self._access()
+                response = await self._session.get(
                     access.server + path,
                     params=query,
                     headers=_headers(access, None),
@@ -232,15 +243,22 @@ class Client:
                     server_hostname=access.server_name,
                     proxy=access.proxy,
                     allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.settings.connect, sock_read=quiet),
-                ) as response:
-                    if response.status >= 300:
-                        body = await response.read()
-                        if response.status == 401:
-                            await self._credentials.refused(access)
-                        raise _refused(response, body)
-                    limit.reschedule(None)
-                    yield response.content
+                )
+                if response.status < 300:
+                    return response
+                async with response:
+                    body = await response.read()
+                if response.status == 401 and await self._credentials.refused(access):
+                    raise NotSentError("the credentials were renewed")
+                raise _refused(response, body)
+
+    async def more(self, response: aiohttp.ClientResponse, deadline: float) -> bytes:
+        """What comes next of a stream; empty at its end. Raises LostError."""
+        if self.closing.is_set():
+            return b""
+        with _translated():
+            async with self._bounded(deadline):
+                return await response.content.readany()
 
     async def _access(self) -> Access:
         if self.closing.is_set():
@@ -266,17 +284,17 @@ class _Once:
         return await handler(request)
 
 
-class broken_stream:  # noqa: N801 (a context manager, used like a function)
-    """Translates what aiohttp raises while an answer is read. Raises LostError, NotSentError."""
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            raise NotSentError(f"cannot reach the API server: {error}") from error
-        if isinstance(error, aiohttp.ClientError | OSError):  # a TimeoutError is an OSError
-            raise LostError(f"the connection broke: {error or type(error).__name__}") from error
+@contextmanager
+def _translated() -> Generator[None, None, None]:
+    """What aiohttp raises, as LostError or NotSentError."""
+    try:
+        yield
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        raise NotSentError(f"cannot reach the API server: {error}") from error
+    except TimeoutError as error:
+        raise LostError("the API server did not answer in time") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise LostError(f"the connection broke: {error or type(error).__name__}") from error
 
 
 def _refused(response: ClientResponse, body: bytes) -> RefusedError:

@@ -16,7 +16,7 @@ import msgspec
 
 from api.meta import R, decode
 from store.errors import ExpiredError
-from store.kube_http import Client, LostError, NotSentError, RefusedError, backoff, broken_stream
+from store.kube_http import Client, LostError, NotSentError, RefusedError, backoff
 from store.kube_paths import collection, selectors
 from store.kube_status import BROKEN, OVERLOADED, Status, label, refusal, retry_after
 from store.port import Event, Query
@@ -106,14 +106,11 @@ async def _connection(client: Client, kind: type[R], query: Query, since: str) -
         "resourceVersion": since,
         "timeoutSeconds": str(max(1, round(lasts))),
     }
-    async with client.stream(collection(kind.TYPE, query.namespace), parameters, lasts + GRACE) as content:
+    end = asyncio.get_running_loop().time() + lasts + GRACE
+    async with await client.stream(collection(kind.TYPE, query.namespace), parameters) as response:
         parts: list[bytes] = []
         count = 0
-        while True:
-            with broken_stream():
-                chunk = await content.readany()
-            if not chunk:
-                return
+        while chunk := await client.more(response, end):
             *lines, rest = chunk.split(b"\n")
             if lines:
                 lines[0] = b"".join([*parts, lines[0]])

@@ -64,8 +64,13 @@ def empty(cluster: Cluster) -> None:
         async with raw_session(cluster) as session:
             for kind in KINDS:
                 path = f"/apis/{GROUP}/{VERSION}/{kind.TYPE.plural}"
-                async with session.get(path) as answer:
-                    items = (await answer.json())["items"]
+                while True:
+                    async with session.get(path) as answer:
+                        if answer.status != 429:  # "storage is (re)initializing", after a restart
+                            assert answer.status == 200, await answer.text()
+                            items = (await answer.json())["items"]
+                            break
+                    await asyncio.sleep(0.1)
                 gate = asyncio.Semaphore(16)
                 await asyncio.gather(*(_remove(session, gate, kind, item) for item in items))
 
