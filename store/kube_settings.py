@@ -36,7 +36,10 @@ class KubeSettings:
     watch_least: float = 300.0
     """The server ends each watch after a random time from here on, so that watches spread over several servers."""
     watch_most: float = 600.0
-    """Until here; a watch on which nothing came for that long and a bit is broken."""
+    """Until here."""
+    watch_grace: float = 30.0
+    """After the time agreed upon, until a watch that the server has not ended counts as dead. A peer that is gone is
+    found out sooner, by TCP keepalive; this is for one that is there and silent."""
     backoff_first: float = 0.1
     """Before the second attempt at anything; doubled for each further one, and half to all of it is waited."""
     backoff_most: float = 10.0

@@ -23,9 +23,6 @@ from store.port import Event, Query
 
 log = logging.getLogger(__name__)
 
-GRACE = 30.0
-"""Seconds past the end of a watch that was agreed upon, after which the connection counts as dead."""
-
 SLICE = 32
 """Events that are handed over before others get a turn: about a millisecond's worth of decoding."""
 
@@ -106,7 +103,7 @@ async def _connection(client: Client, kind: type[R], query: Query, since: str) -
         "resourceVersion": since,
         "timeoutSeconds": str(max(1, round(lasts))),
     }
-    end = asyncio.get_running_loop().time() + lasts + GRACE
+    end = asyncio.get_running_loop().time() + lasts + client.settings.watch_grace
     async with await client.stream(collection(kind.TYPE, query.namespace), parameters) as response:
         parts: list[bytes] = []
         count = 0

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from api.meta import GROUP, VERSION, Resource
 from api.pool import Pool
 from lab.kube.cluster import Cluster
 from lab.kube.components import SERVER
+from lab.layout import LabError
 from store.kube import KubeStore
 from store.kube_settings import KubeSettings
 from store.port import Store
@@ -55,6 +57,36 @@ def raw_session(cluster: Cluster, **connector: Any) -> aiohttp.ClientSession:
     tls = ssl.create_default_context(cafile=f"{pki}/ca.crt")
     tls.load_cert_chain(f"{pki}/admin.crt", f"{pki}/admin.key")
     return aiohttp.ClientSession(cluster.place.url, connector=aiohttp.TCPConnector(ssl=tls, **connector))
+
+
+def token_of(cluster: Cluster, name: str, *, seconds: int = 3600) -> str:
+    """A token of a service account in `default`, which is made if it is not there; it has no rights yet."""
+    with suppress(LabError):
+        cluster.kubectl("create", "serviceaccount", name)
+    return cluster.kubectl("create", "token", name, f"--duration={seconds}s").strip()
+
+
+def make_admin(cluster: Cluster, name: str) -> None:
+    """Give a service account all rights."""
+    cluster.kubectl(
+        "create", "clusterrolebinding", name, "--clusterrole=cluster-admin", f"--serviceaccount=default:{name}"
+    )
+
+
+def write_kubeconfig(path: str, cluster: Cluster, server: str, user: dict[str, object]) -> str:
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [
+            {"name": "c", "cluster": {"server": server, "certificate-authority": f"{cluster.place.pki}/ca.crt"}}
+        ],
+        "users": [{"name": "u", "user": user}],
+    }
+    with open(path, "w") as file:
+        json.dump(content, file)
+    return path
 
 
 def empty(cluster: Cluster) -> None:
