@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import ssl
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,7 @@ def make_admin(cluster: Cluster, name: str) -> None:
     )
 
 
-def write_kubeconfig(path: str, cluster: Cluster, server: str, user: dict[str, object]) -> str:
+def write_kubeconfig(path: str, cluster: Cluster, server: str, user: Mapping[str, object]) -> str:
     content = {
         "apiVersion": "v1",
         "kind": "Config",
