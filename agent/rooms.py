@@ -9,17 +9,28 @@ from typing import Any
 from agent.collector import Collector
 from agent.daemon import Rooms
 from agent.dataplane import Dataplane
-from agent.settings import Settings
+from agent.settings import Settings, StoreSettings
 from plugins.cni import Plugin
 from plugins.coordinator.coordinator import Coordinator
 from plugins.coordinator.probe import Prober
 from plugins.ipam.plugin import Ipam
+from store.port import Store
 from store.sqlite import SqliteStore
+
+
+async def open_store(settings: StoreSettings) -> Store:
+    """The store that the settings name. Raises StoreError."""
+    if settings.kind == "kubernetes":
+        from store.kube import KubeStore  # noqa: PLC0415 (24 MB with its HTTP client, only for clusters)
+        from store.kube_settings import KubeSettings  # noqa: PLC0415
+
+        return await KubeStore.open(KubeSettings(kubeconfig=settings.kubeconfig, context=settings.context))
+    return await SqliteStore.open(settings.path)
 
 
 async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     """Open the store and build every room on it. Raises StoreError, OSError."""
-    store = await SqliteStore.open(settings.store.path)
+    store = await open_store(settings.store)
     stack.push_async_callback(store.close)
     prober = Prober(settings.probe)
     stack.push_async_callback(prober.close)

@@ -100,10 +100,21 @@ class QueueSettings:
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """The embedded store."""
+    """Where pools, claims, services and endpoints live."""
 
+    kind: str = "sqlite"
+    """`sqlite`: in a file of this machine. `kubernetes`: in the cluster that this machine is a node of."""
     path: str = "/var/lib/spidernet/store.db"
-    """SQLite file with pools, claims, services and endpoints; made if it is missing."""
+    """The SQLite file; made if it is missing."""
+    kubeconfig: str = ""
+    """Path of a kubeconfig file for `kubernetes`. Empty: the pod's service account, or $KUBECONFIG and ~/.kube/config
+    outside of a pod."""
+    context: str = ""
+    """Context of the kubeconfig file; empty: its current one."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("sqlite", "kubernetes"):
+            raise ValueError(f"kind is {self.kind!r}; it must be sqlite or kubernetes")
 
 
 @dataclass(frozen=True)

@@ -42,5 +42,5 @@ class KubeSettings:
     found out sooner, by TCP keepalive; this is for one that is there and silent."""
     backoff_first: float = 0.1
     """Before the second attempt at anything; doubled for each further one, and half to all of it is waited."""
-    backoff_most: float = 10.0
+    backoff_most: float = 5.0
     """Between attempts at most; also the most that a server's Retry-After is obeyed by a watch."""

@@ -35,9 +35,16 @@ def check(resource: Resource) -> None:
 
 
 def check_query(kind: Kind, query: Query) -> None:
-    """Raise InvalidError if objects of `kind` cannot be asked for in this way."""
+    """Raise InvalidError if objects of `kind` cannot be asked for in this way: no object could match."""
     if query.namespace and not kind.namespaced:
         raise InvalidError(f"{kind.kind} is cluster-scoped, it cannot be asked for by namespace")
+    problems = [*label_problems(query.labels)]
+    if query.name:
+        problems += name_problems(kind, query.name)
+    if query.namespace:
+        problems += namespace_problems(kind, query.namespace)
+    if problems:
+        raise InvalidError(f"{kind.kind} objects cannot be asked for in this way: {'; '.join(problems)}")
 
 
 def _problems(kind: Kind, metadata: ObjectMeta) -> Iterator[str]:

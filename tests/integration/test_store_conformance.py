@@ -150,6 +150,35 @@ class TestRead:
         await store.create(claim(1, labels={"app": "web"}))
         assert [each.metadata.name for each in (await store.list(Endpoint, query)).items] == names
 
+    @pytest.mark.parametrize(
+        "query",
+        [
+            Query(labels={"a": "b,c=d"}),
+            Query(labels={"a,b": "c"}),
+            Query(labels={"a": "b c"}),
+            Query(name="a,metadata.namespace=b"),
+            Query(name="../a"),
+            Query(namespace="a/b"),
+        ],
+    )
+    @on_store
+    async def test_query_that_nothing_can_match_is_refused(self, store: Store, query: Query) -> None:
+        """It must not be taken for another one."""
+        with pytest.raises(InvalidError):
+            await store.list(Endpoint, query)
+        with pytest.raises(InvalidError):
+            await take(store.watch(Endpoint, query, "1"), 1)
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a?b=c", "A"])
+    @on_store
+    async def test_name_that_no_object_can_have_is_not_found(self, store: Store, name: str) -> None:
+        with pytest.raises(NotFoundError):
+            await store.get(Claim, name)
+        with pytest.raises(NotFoundError):
+            await store.delete(Claim, name)
+        with pytest.raises(NotFoundError):
+            await store.get(Endpoint, "a", name)
+
     @on_store
     async def test_list_by_labels_follows_updates_and_deletes(self, store: Store) -> None:
         one, two = [await store.create(claim(number, labels={"app": "web"})) for number in (1, 2)]

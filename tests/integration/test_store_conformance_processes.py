@@ -120,6 +120,7 @@ class TestProcesses:
 
         async def check() -> None:
             async with opened(adapter) as store:
+                await quiet(store)
                 present = {each.metadata.name: each for each in (await store.list(Claim)).items}
                 for name, versions in heard.items():
                     if versions[-1] is None:
@@ -132,6 +133,16 @@ class TestProcesses:
                 await consistent(store, start)
 
         asyncio.run(check())
+
+
+async def quiet(store: Store) -> None:
+    """Wait until nothing changes any more: a server may still be at work on what a dead client asked for."""
+    last = None
+    for _ in range(60):
+        if last == (last := (await store.list(Claim)).items):
+            return
+        await asyncio.sleep(0.5)
+    raise AssertionError("it does not become quiet")
 
 
 async def consistent(store: Store, start: str) -> None:
