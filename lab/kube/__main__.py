@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 
-from lab.kube import build, cluster
+from lab.kube import build, lifecycle
+from lab.kube.cluster import Cluster
 from lab.kube.components import ORDER
 from lab.kube.pin import pin
 from lab.layout import Lab, LabError
@@ -25,6 +26,7 @@ def _arguments() -> argparse.Namespace:
     building.add_argument("--node", action="store_true", help="also what a node that runs pods needs")
     starting = commands.add_parser("up", help="etcd, API server and controllers on loopback")
     starting.add_argument("--crds", action="store_true", help="apply our resource definitions")
+    starting.add_argument("--node", action="store_true", help="also two nodes that run pods")
     starting.add_argument(
         "--server-flag", action="append", default=[], metavar="--FLAG=VALUE", help="for kube-apiserver"
     )
@@ -44,10 +46,10 @@ def _build(paper: Paper, *, node: bool) -> None:
         paper.line(f"  {paper.mark(True)} built after {time.monotonic() - begin:.0f} s")
 
 
-def _up(lab: Lab, paper: Paper, *, crds: bool, server_flags: list[str]) -> None:
+def _up(lab: Lab, paper: Paper, *, crds: bool, nodes: bool, server_flags: list[str]) -> None:
     begin = time.monotonic()
     paper.heading(f"Cluster {lab.name} comes up")
-    there = cluster.up(lab, paper, crds=crds, server_flags=server_flags)
+    there = lifecycle.up(lab, paper, crds=crds, nodes=nodes, server_flags=server_flags)
     paper.line(f"  {paper.mark(True)} up after {time.monotonic() - begin:.1f} s")
     name = "" if lab.name == DEFAULT_NAME else f" --name {lab.name}"
     paper.line(f"\n  export KUBECONFIG={there.admin} PATH={build.folder()}:$PATH")
@@ -55,13 +57,14 @@ def _up(lab: Lab, paper: Paper, *, crds: bool, server_flags: list[str]) -> None:
 
 
 def _status(lab: Lab, paper: Paper) -> int:
-    there = cluster.Cluster.load(lab)
-    for component in ORDER:
+    there = Cluster.load(lab)
+    components = dict.fromkeys((*ORDER, *there.processes))
+    for component in components:
         process = there.processes.get(component)
         what = f"pid {process.pid}" if process is not None and there.runs(component) else "not running"
         paper.line(f"  {paper.mark(there.runs(component))} {component:<24} {what}")
     paper.line(f"  {there.place.url}, {there.admin}" + ("" if there.complete else ": half-way up"))
-    return 0 if there.complete and all(map(there.runs, ORDER)) else 1
+    return 0 if there.complete and all(map(there.runs, components)) else 1
 
 
 def _interrupt(number: int, _frame: object) -> None:
@@ -79,11 +82,11 @@ def main() -> int:
             case "build":
                 _build(paper, node=arguments.node)
             case "up":
-                _up(lab, paper, crds=arguments.crds, server_flags=arguments.server_flag)
+                _up(lab, paper, crds=arguments.crds, nodes=arguments.node, server_flags=arguments.server_flag)
             case "status":
                 return _status(lab, paper)
             case "down":
-                paper.line(f"cluster {lab.name} is {'down' if cluster.down(lab) else 'not up: nothing to do'}")
+                paper.line(f"cluster {lab.name} is {'down' if lifecycle.down(lab) else 'not up: nothing to do'}")
             case "pin":
                 paper.line(f"{pin(arguments.release)} modules pinned; `make kube` builds them")
     except LabError as error:

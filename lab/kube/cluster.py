@@ -1,4 +1,4 @@
-"""A cluster's life: it comes up as a whole or not at all, its parts can be killed and started again, and it goes."""
+"""A cluster that is up: what runs, where it is, and what a test or a person can do with it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import contextlib
 import http.client
 import json
 import os
-import random
 import select
-import shutil
 import signal
 import socket
 import ssl
@@ -18,24 +16,21 @@ from typing import Any
 
 import yaml
 
-from lab.kube.build import CONTROL_PLANE, missing, program, release
-from lab.kube.components import CONTROLLERS, ETCD, HOST, ORDER, SERVER, SERVER_NAMES, STOP_WITHIN, Place, argv
+from lab.kube.build import program
+from lab.kube.components import CONTROLLERS, ETCD, HOST, SCHEDULER, SERVER, SERVER_NAMES, STOP_WITHIN, Place, argv
 from lab.kube.pki import Authority, new_key, write_secret
-from lab.layout import SOURCES, STATE_ROOT, Lab, LabError
+from lab.layout import SOURCES, Lab, LabError
 from lab.nodes import entering
 from lab.pods import cgroup
-from lab.process import Started, alive, cgroup2_root, end, kill_cgroup, last_lines, record, run, spawn
-from lab.state import locked
-from lab.table import Paper
+from lab.process import Started, alive, end, last_lines, record, run, spawn
 
 CRDS = f"{SOURCES}/api/crds"
 READY_WITHIN = 90.0
 """Seconds that a part of the cluster has until it is ready; on an idle machine it takes a few."""
 _LOOK_EVERY = 0.02
 """Seconds between two looks at a part that is coming up."""
-_PORTS = range(20000, 32000)
-"""Below what Linux gives to outgoing connections (ip_local_port_range), so that a port stays free for a restart."""
-_RECORD = "cluster.json"
+RECORD = "cluster.json"
+"""File name of the record, in the folder of the lab's state."""
 
 
 class Cluster:
@@ -45,6 +40,8 @@ class Cluster:
         self.place = place
         self.processes = processes
         """What was started, and not stopped by `stop`."""
+        self.made: list[str] = []
+        """Folders of the machine that were made for its nodes."""
         self.complete = complete
         """Whether `up` came to its end."""
 
@@ -52,23 +49,26 @@ class Cluster:
     def load(cls, lab: Lab) -> Cluster:
         """The cluster of that name. Raises LabError if there is none."""
         try:
-            with open(f"{lab.state}/{_RECORD}") as file:
+            with open(f"{lab.state}/{RECORD}") as file:
                 content = json.load(file)
         except FileNotFoundError:
             raise LabError(f"there is no cluster {lab.name!r}; python -m lab.kube --name {lab.name} up") from None
         place = Place(lab, content["port"], tuple(content["server_flags"]))
         processes = {name: Started(*process) for name, process in content["processes"].items()}
-        return cls(place, processes, complete=content["complete"])
+        cluster = cls(place, processes, complete=content["complete"])
+        cluster.made = content.get("made", [])
+        return cluster
 
     def save(self) -> None:
         """Write the record, so that it is never half written."""
         content = {
             "complete": self.complete,
+            "made": self.made,
             "port": self.place.port,
             "processes": self.processes,
             "server_flags": self.place.server_flags,
         }
-        write_secret(f"{self.place.lab.state}/{_RECORD}", json.dumps(content, indent=1).encode())
+        write_secret(f"{self.place.lab.state}/{RECORD}", json.dumps(content, indent=1).encode())
 
     @property
     def admin(self) -> str:
@@ -84,25 +84,29 @@ class Cluster:
         """Start a part and wait until it is ready. Raises LabError with its log's end."""
         if self.runs(component):
             return
-        lab = self.place.lab
-        with _held(self.place.port) if component == SERVER else contextlib.nullcontext():
-            command = [*entering(cgroup(lab, component)), *argv(component, self.place)]
-            started = record(spawn(command, log=lab.log(component)))
-            self.processes[component] = started
-            self.save()
+        with held(self.place.port) if component == SERVER else contextlib.nullcontext():
             ready: Callable[[], bool] = {
                 ETCD: self._etcd_is_ready,
                 SERVER: self._server_is_ready,
                 CONTROLLERS: self._controllers_are_ready,
+                SCHEDULER: lambda: True,  # nobody waits for it, but pods
             }[component]
-            _await(ready, started, component, lab.log(component))
+            self.launch(component, argv(component, self.place), ready, folder=component)
+
+    def launch(self, name: str, command: Sequence[str], ready: Callable[[], bool], *, folder: str) -> None:
+        """Start a process in a cgroup of the cluster and wait until it is ready. Raises LabError with its log's end."""
+        lab = self.place.lab
+        started = record(spawn([*entering(cgroup(lab, folder)), *command], log=lab.log(name)))
+        self.processes[name] = started
+        self.save()
+        _await(ready, started, name, lab.log(name))
 
     def stop(self, component: str, number: signal.Signals = signal.SIGTERM) -> None:
         """End a part with a signal, `SIGKILL` for a crash. Raises LabError when it does not end in its time."""
         process = self.processes.get(component)
-        if process is not None and not end(process, number, STOP_WITHIN[component]):
+        if process is not None and not end(process, number, STOP_WITHIN):
             raise LabError(
-                f"{component} does not end on {number.name} within {STOP_WITHIN[component]:g} s; "
+                f"{component} does not end on {number.name} within {STOP_WITHIN:g} s; "
                 f"the end of its log:\n{last_lines(self.place.lab.log(component))}"
             )
         self.processes.pop(component, None)
@@ -187,79 +191,6 @@ class Cluster:
         return 0, None
 
 
-def preflight(lab: Lab) -> None:
-    """Whether this machine can carry a cluster. Raises LabError."""
-    if os.geteuid():
-        raise LabError("must run as root: the cluster's processes live in a cgroup of the lab")
-    cgroup2_root()
-    if absent := missing(CONTROL_PLANE):
-        raise LabError(f"{', '.join(absent)} of Kubernetes {release()} not built: run `make kube`")
-    if not os.path.exists(lab.state):
-        return
-    if not os.path.exists(f"{lab.state}/{_RECORD}"):
-        raise LabError(f"{lab.state} is another lab's; choose another --name")
-    cluster = Cluster.load(lab)
-    if cluster.complete and any(cluster.runs(component) for component in ORDER):
-        raise LabError(f"cluster {lab.name!r} is up already; `python -m lab.kube --name {lab.name} down` removes it")
-
-
-def up(lab: Lab, paper: Paper, *, crds: bool = False, server_flags: Sequence[str] = ()) -> Cluster:
-    """A new cluster; what an unfinished `up` left is removed, and so is this one if it fails. Raises LabError."""
-    preflight(lab)
-    down(lab)
-    os.makedirs(lab.state, mode=0o700)
-    with locked(lab):
-        cluster = Cluster(Place(lab, _free_port(), tuple(server_flags)), {}, complete=False)
-        try:
-            _up(cluster, paper, crds=crds)
-        except BaseException:
-            _remove(lab)
-            raise
-    return cluster
-
-
-def _up(cluster: Cluster, paper: Paper, *, crds: bool) -> None:
-    def timed(text: str, work: Callable[[], object]) -> None:
-        begin = time.monotonic()
-        work()
-        paper.step(text, time.monotonic() - begin)
-
-    timed("keys, certificates, kubeconfigs", cluster.prepare)
-    timed("etcd, on a Unix socket", lambda: cluster.start(ETCD))
-    timed(f"kube-apiserver {release()} at {cluster.place.url}, with RBAC", lambda: cluster.start(SERVER))
-    timed("kube-controller-manager", lambda: cluster.start(CONTROLLERS))
-    if crds:
-        timed("our resource definitions", cluster.apply_crds)
-    cluster.complete = True
-    cluster.save()
-
-
-def down(lab: Lab) -> bool:
-    """Remove everything of the cluster, or what is left of it; False if there was nothing. Raises LabError."""
-    if os.geteuid():
-        raise LabError("must run as root")
-    if os.path.isdir(lab.state) and os.path.exists(f"{lab.state}/lab.json"):
-        raise LabError(f"lab {lab.name!r} is no cluster: `spiderpool-lab --name {lab.name} down` removes it")
-    found = os.path.exists(lab.state) or os.path.isdir(f"{cgroup2_root()}/{lab.name}")
-    with locked(lab) if os.path.isdir(lab.state) else contextlib.nullcontext():
-        _remove(lab)
-    return found
-
-
-def _remove(lab: Lab) -> None:
-    with contextlib.suppress(LabError):  # no record: then nothing was started, or the cgroup has it
-        cluster = Cluster.load(lab)
-        for component in reversed(ORDER):
-            if component in cluster.processes:
-                end(cluster.processes[component], signal.SIGTERM, STOP_WITHIN[component])
-    kill_cgroup(f"{cgroup2_root()}/{lab.name}")
-    shutil.rmtree(lab.state, ignore_errors=True)
-    if os.path.exists(lab.state):
-        raise LabError(f"{lab.state} cannot be removed")
-    with contextlib.suppress(OSError):  # absent, or another lab's folder is in it
-        os.rmdir(STATE_ROOT)
-
-
 def _collections() -> Iterator[str]:
     """The path of each kind that our definitions define."""
     for name in sorted(os.listdir(CRDS)):
@@ -270,15 +201,8 @@ def _collections() -> Iterator[str]:
                     yield f"/apis/{spec['group']}/{version['name']}/{spec['names']['plural']}"
 
 
-def _free_port() -> int:
-    for port in random.sample(_PORTS, 100):
-        with contextlib.suppress(OSError), _held(port):
-            return port
-    raise LabError(f"no free port found from {_PORTS.start} to {_PORTS.stop}")
-
-
 @contextlib.contextmanager
-def _held(port: int) -> Iterator[None]:
+def held(port: int) -> Iterator[None]:
     """Keep others from a port: a socket that is bound and does not listen gets no connections (SO_REUSEPORT)."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

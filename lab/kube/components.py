@@ -14,6 +14,8 @@ from lab.kube.build import program
 from lab.layout import Lab
 
 ETCD, SERVER, CONTROLLERS = "etcd", "kube-apiserver", "kube-controller-manager"
+SCHEDULER = "kube-scheduler"
+"""Only where there are nodes."""
 ORDER = (ETCD, SERVER, CONTROLLERS)
 """Each needs the one before it; they stop in the opposite order."""
 HOST = "127.0.0.1"
@@ -22,8 +24,8 @@ SERVICE_CIDRS = "10.96.0.0/16,fd00:96::/112"
 SERVER_NAMES = (HOST, "localhost", "10.96.0.1", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 """Who signs service-account tokens."""
-STOP_WITHIN = {ETCD: 10.0, SERVER: 20.0, CONTROLLERS: 10.0}
-"""Seconds that each has to stop by itself; then it is killed."""
+STOP_WITHIN = 10.0
+"""Seconds that a process has to stop by itself; then it is killed."""
 _NOWHERE = "https://127.0.0.1:1"
 """What etcd tells other members about its address; there are none."""
 
@@ -59,7 +61,7 @@ class Place:
 
 def argv(component: str, place: Place) -> list[str]:
     """The command line of a component. Raises LabError if it is not built."""
-    flags = {ETCD: _etcd, SERVER: _server, CONTROLLERS: _controllers}[component](place)
+    flags = {ETCD: _etcd, SERVER: _server, CONTROLLERS: _controllers, SCHEDULER: _scheduler}[component](place)
     return [program(component), *flags]
 
 
@@ -123,3 +125,8 @@ def _controllers(place: Place) -> Sequence[str]:
         "--secure-port=0",
         "--profiling=false",
     )
+
+
+def _scheduler(place: Place) -> Sequence[str]:
+    config = place.kubeconfig("system:kube-scheduler")
+    return (f"--kubeconfig={config}", "--leader-elect=false", "--secure-port=0", "--profiling=false")

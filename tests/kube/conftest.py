@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pytest
 
-from lab.kube import cluster
+from lab.kube import lifecycle
 from lab.kube.cluster import Cluster
 from lab.layout import Lab
 from lab.table import Paper
@@ -29,9 +29,9 @@ def running(*server_flags: str, crds: bool = True) -> Iterator[Cluster]:
     """A cluster while the context lasts."""
     lab = Lab(f"splt{secrets.token_hex(4)}")
     try:
-        yield cluster.up(lab, Paper(), crds=crds, server_flags=server_flags)
+        yield lifecycle.up(lab, Paper(), crds=crds, server_flags=server_flags)
     finally:
-        cluster.down(lab)
+        lifecycle.down(lab)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from api.columns import COLUMNS
-from lab.kube import build, cluster
+from lab.kube import build, lifecycle
 from lab.kube.cluster import CRDS, Cluster
 from lab.kube.components import CONTROLLERS, ETCD, ORDER, SERVER, Place
 from lab.kube.pki import Authority
@@ -274,18 +274,18 @@ class TestLife:
         assert sorted(processes) == sorted(ORDER)
         assert all(map(alive, processes.values()))
         began = time.monotonic()
-        assert cluster.down(lab)
+        assert lifecycle.down(lab)
         assert time.monotonic() - began < 15
         assert_gone(own.place)
         assert not any(map(alive, processes.values()))
-        assert not cluster.down(lab)
+        assert not lifecycle.down(lab)
 
     def test_down_ends_what_does_not_want_to(self, new_kube: NewCluster, monkeypatch: pytest.MonkeyPatch) -> None:
         own = new_kube(crds=False)
-        monkeypatch.setattr(cluster, "STOP_WITHIN", dict.fromkeys(ORDER, 0.2))
+        monkeypatch.setattr(lifecycle, "STOP_WITHIN", 0.2)
         process = own.processes[CONTROLLERS]
         os.kill(process.pid, signal.SIGSTOP)
-        assert cluster.down(own.place.lab)
+        assert lifecycle.down(own.place.lab)
         assert not alive(process)
         assert_gone(own.place)
 
@@ -312,7 +312,7 @@ class TestLife:
             there.stop(CONTROLLERS)
             assert subprocess.run([*command, "status"], stdout=subprocess.DEVNULL, check=False).returncode == 1
         finally:
-            cluster.down(lab)
+            lifecycle.down(lab)
         assert_gone(there.place)
 
     def test_a_server_that_cannot_start_says_why(self, new_kube: NewCluster) -> None:
@@ -322,7 +322,7 @@ class TestLife:
     def test_what_is_not_built_is_an_error(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(build, "CACHE", str(tmp_path))
         with pytest.raises(LabError, match=r"kube-apiserver.* not built: run `make kube`"):
-            cluster.up(Lab("spltabsent"), Paper())
+            lifecycle.up(Lab("spltabsent"), Paper())
         assert not os.path.exists(f"{STATE_ROOT}/spltabsent")
 
 

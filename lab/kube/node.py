@@ -1,0 +1,256 @@
+"""Nodes that run pods: a kubelet of the cluster's release on the distribution's containerd and runc.
+
+A node is a network namespace of the lab's segment, a mount namespace (see node_init.py) and a folder in each cgroup
+hierarchy; its processes and all of its containers are in the lab's cgroup, so that they end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from typing import Any
+
+import yaml
+
+from lab import topology
+from lab.kube import image
+from lab.kube.build import NODE, missing, program, release
+from lab.kube.cluster import READY_WITHIN, Cluster
+from lab.kube.components import SCHEDULER
+from lab.kube.pki import Authority
+from lab.layout import NODE_ADDRESS, NODES, STANDARD_CNI, Lab, LabError
+from lab.process import cgroup2_root, run
+from lab.table import Paper
+
+POINTS = {
+    "run-containerd": "/run/containerd",
+    "run-netns": "/run/netns",
+    "lib-containerd": "/var/lib/containerd",
+    "lib-kubelet": "/var/lib/kubelet",
+    "lib-cni": "/var/lib/cni",
+    "log-pods": "/var/log/pods",
+    "log-containers": "/var/log/containers",
+    "etc-cni": "/etc/cni",
+}
+"""Folder of the node, and where it is on the node."""
+KERNEL = {"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
+"""What a kubelet wants of the kernel. It gets to see it, and the machine's own settings stay as they are."""
+SOCKET = "/run/containerd/containerd.sock"
+
+
+def preflight() -> None:
+    """Whether this machine can carry nodes. Raises LabError naming what is missing."""
+    wrong = []
+    packages = {"containerd": "containerd", "runc": "runc", "nsenter": "util-linux", "ip": "iproute2"}
+    wrong += [f"{name} (apt install {package})" for name, package in packages.items() if shutil.which(name) is None]
+    files = {image.BUSYBOX: "busybox-static", f"{STANDARD_CNI}/ptp": "containernetworking-plugins"}
+    wrong += [f"{path} (apt install {package})" for path, package in files.items() if not os.access(path, os.X_OK)]
+    wrong += [f"{name} {release()} (python -m lab.kube build --node)" for name in missing(NODE)]
+    if wrong:
+        raise LabError(f"missing: {', '.join(wrong)}")
+
+
+def up(cluster: Cluster, paper: Paper) -> None:
+    """The scheduler, the segment and its nodes, ready for pods. Raises LabError."""
+    begin = time.monotonic()
+    lab, place = cluster.place.lab, cluster.place
+    authority = Authority(place.pki)
+    cluster.kubeconfig("system:kube-scheduler")
+    cluster.start(SCHEDULER)
+    topology.create(lab)
+    cluster.made = _make_points()
+    cluster.save()
+    for node in NODES:
+        cluster.kubeconfig(f"system:node:{node.name}", ["system:nodes"])
+        authority.issue(node.name, node.name, hosts=[node.name, *NODE_ADDRESS[node.name]])
+        _prepare(cluster, node.name, len(cluster.processes))
+        start_init(cluster, node.name)
+        start_containerd(cluster, node.name)
+    for node in NODES:
+        start_kubelet(cluster, node.name)
+    names = " and ".join(node.name for node in NODES)
+    paper.step(f"kube-scheduler, {names}: kubelet {release()} on containerd and runc", time.monotonic() - begin)
+
+
+def _make_points() -> list[str]:
+    """Make the mount points that this machine does not have; which, innermost last."""
+    made = []
+    for target in POINTS.values():
+        if not os.path.isdir(target):
+            os.makedirs(target)
+            made.append(target)
+    return made
+
+
+def hierarchies() -> list[str]:
+    """Where cgroup v1 hierarchies are mounted; none on a machine with v2 alone."""
+    with open("/proc/mounts") as mounts:
+        return [fields[1] for fields in map(str.split, mounts) if fields[2] == "cgroup"]
+
+
+def pods_cgroup(lab: Lab, node: str) -> str:
+    """Below which cgroup the node's pods are, in every hierarchy."""
+    return f"/{lab.name}/{node}/pods"
+
+
+def _prepare(cluster: Cluster, node: str, number: int) -> None:
+    lab, folder = cluster.place.lab, cluster.place.lab.node(node)
+    for name in (*POINTS, "sys", "images"):
+        os.makedirs(f"{folder}/{name}", mode=0o755)
+    for name, value in KERNEL.items():
+        with open(f"{folder}/sys/{os.path.basename(name)}", "w") as file:
+            file.write(f"{value}\n")
+    for root in (*hierarchies(), cgroup2_root()):
+        path = root
+        for name in pods_cgroup(lab, node).strip("/").split("/"):
+            inherited, path = path, f"{path}/{name}"
+            os.makedirs(path, exist_ok=True)
+            for setting in ("cpuset.cpus", "cpuset.mems"):  # empty in a new v1 folder, which nobody can enter then
+                with contextlib.suppress(FileNotFoundError, OSError), open(f"{inherited}/{setting}") as file:
+                    value = file.read()
+                    if root in hierarchies():
+                        with open(f"{path}/{setting}", "w") as own:
+                            own.write(value)
+    with open(f"{folder}/kubelet.yaml", "w") as file:
+        yaml.safe_dump(_kubelet(cluster, node), file, sort_keys=False)
+    with open(f"{folder}/containerd.toml", "w") as file:
+        file.write(_CONTAINERD.format(pause=image.PAUSE, cni=STANDARD_CNI))
+    os.makedirs(f"{folder}/etc-cni/net.d")
+    with open(f"{folder}/etc-cni/net.d/10-default.conflist", "w") as file:
+        json.dump(_default_network(number), file)
+
+
+_CONTAINERD = """\
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  disable_apparmor = true
+  # Without CAP_SYS_RESOURCE nobody may lower it, and runc fails with an EOF.
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{cni}"
+    conf_dir = "/etc/cni/net.d"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+"""
+
+
+def _default_network(number: int) -> dict[str, Any]:
+    """A network that reaches the node and no further, for the pods' first NIC."""
+    ranges = [[{"subnet": f"10.244.{number}.0/24"}]]
+    ipam = {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]}
+    return {"cniVersion": "0.4.0", "name": "default", "plugins": [{"type": "ptp", "ipMasq": False, "ipam": ipam}]}
+
+
+def _kubelet(cluster: Cluster, node: str) -> dict[str, Any]:
+    pki = cluster.place.pki
+    return {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "failCgroupV1": False,
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": pods_cgroup(cluster.place.lab, node),
+        "enforceNodeAllocatable": ["none"],
+        "authentication": {"anonymous": {"enabled": False}, "x509": {"clientCAFile": f"{pki}/ca.crt"}},
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": f"{pki}/{node}.crt",
+        "tlsPrivateKeyFile": f"{pki}/{node}.key",
+        "containerRuntimeEndpoint": f"unix://{SOCKET}",
+        "clusterDNS": ["10.96.0.2"],
+        "resolvConf": "",
+        "failSwapOn": False,
+        "protectKernelDefaults": True,
+        "makeIPTablesUtilChains": False,
+        "healthzPort": 0,
+        # A full disk of the machine is no reason to evict pods here.
+        "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        "imageGCHighThresholdPercent": 100,
+        "nodeStatusUpdateFrequency": "5s",
+    }
+
+
+def start_init(cluster: Cluster, node: str) -> None:
+    """The node's mount namespace, and its door to the API server. Raises LabError."""
+    lab, folder = cluster.place.lab, cluster.place.lab.node(node)
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "node_init.py")
+    argv = ["/usr/bin/python3", "-I", "-S", script, lab.netns_path(node), str(cluster.place.port)]
+    for name, target in POINTS.items():
+        argv += [f"{folder}/{name}", target]
+    for name in KERNEL:
+        argv += [f"{folder}/sys/{os.path.basename(name)}", f"/proc/sys/{name}"]
+    log = lab.log(f"{node}-init")
+
+    def ready() -> bool:
+        with open(log) as file:
+            return "READY" in file.read().split()
+
+    cluster.launch(f"{node}-init", argv, ready, folder=f"{node}/system")
+
+
+def on_node(cluster: Cluster, node: str, *argv: str) -> list[str]:
+    """A command line that runs a program in the namespaces of the node. Raises LabError if the node is not there."""
+    name = f"{node}-init"
+    if not cluster.runs(name):
+        raise LabError(f"{node} is not up")
+    mounts, nsenter = f"--mount=/proc/{cluster.processes[name].pid}/ns/mnt", shutil.which("nsenter") or "nsenter"
+    return [nsenter, f"--net={cluster.place.lab.netns_path(node)}", mounts, "--", *argv]
+
+
+def start_containerd(cluster: Cluster, node: str) -> None:
+    """containerd, with our images in it. Raises LabError."""
+    folder = cluster.place.lab.node(node)
+    socket = f"{folder}/run-containerd/containerd.sock"
+
+    def ready() -> bool:
+        if not os.path.exists(socket):
+            return False
+        with contextlib.suppress(LabError):
+            return bool(run(["ctr", "--address", socket, "version"]))
+        return False
+
+    containerd = shutil.which("containerd") or "containerd"
+    command = on_node(cluster, node, containerd, "--config", f"{folder}/containerd.toml")
+    cluster.launch(f"{node}-containerd", command, ready, folder=f"{node}/system")
+    for path in image.write(f"{folder}/images"):
+        run(on_node(cluster, node, "ctr", "-n", "k8s.io", "image", "import", path), timeout=60)
+
+
+def start_kubelet(cluster: Cluster, node: str) -> None:
+    """The kubelet; the node is Ready when it returns. Raises LabError."""
+    place = cluster.place
+    argv = [
+        program("kubelet"),
+        f"--config={place.lab.node(node)}/kubelet.yaml",
+        f"--kubeconfig={place.kubeconfig(f'system:node:{node}')}",
+        f"--hostname-override={node}",
+        f"--node-ip={','.join(NODE_ADDRESS[node])}",
+    ]
+
+    def ready() -> bool:
+        status, answer = cluster.ask(f"/api/v1/nodes/{node}")
+        conditions = answer.get("status", {}).get("conditions", ()) if status == 200 else ()
+        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+    cluster.launch(f"{node}-kubelet", on_node(cluster, node, *argv), ready, folder=f"{node}/system")
+
+
+def remove(lab: Lab, made: list[str]) -> None:
+    """What is left when all processes have ended. Raises LabError."""
+    deadline = time.monotonic() + READY_WITHIN
+    for root in hierarchies():
+        for path, _, _ in os.walk(f"{root}/{lab.name}", topdown=False):
+            while True:
+                try:
+                    os.rmdir(path)
+                    break
+                except OSError as error:  # those who were killed in it are still on their way out
+                    if time.monotonic() > deadline:
+                        raise LabError(f"cannot remove {path}: {error}") from error
+                    time.sleep(0.02)
+    topology.remove(lab)
+    for target in made:
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            os.rmdir(target)
