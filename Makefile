@@ -42,13 +42,13 @@ test-integration: dev-env shim-all ## real network namespaces, sockets, packets,
 test-e2e: dev-env shim ## the lab, through its public surface (root)
 	@$(PY) tests/run.py $(BIN)/pytest tests/e2e
 
-kube: dev-env ## Kubernetes' API server, etcd, controllers and kubectl, from the Go modules that lab/kube/go.mod pins
-	@$(PY) -m lab.kube build
+kube: dev-env ## build Kubernetes and etcd from the Go modules that lab/kube/go.mod pins
+	@$(PY) -m lab.kube build --node
 
 test-kube: dev-env kube ## against a real API server
 	@$(PY) tests/run.py $(BIN)/pytest tests/kube
 
-bench: dev-env shim ## medians and p99 beside their rivals; writes build/bench.json
+bench: dev-env shim kube ## medians and p99 beside their rivals; writes build/bench.json
 	@$(PY) tests/run.py $(PY) -m tests.bench
 
 lint: dev-env ## style, types, import contract, generated files

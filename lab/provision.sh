@@ -25,6 +25,7 @@ if [ "$role" = dev ]; then
     libc6-dev              # small C programs of tests and benchmarks
     nftables procps strace # nft, sysctl and strace of the tests
     git                    # which C files to lint
+    containerd runc busybox-static # what a Kubernetes node runs pods with, and what is in them
   )
 fi
 missing=()

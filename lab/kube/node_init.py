@@ -21,6 +21,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE, MS_SHARED = 0x1000, 0x4000, 1 << 18, 1 << 20
+MNT_DETACH = 2
+FOREIGN = ("/run/netns", "/run/spiderpool-lab/")
+"""Where others mount what must not live on in our copy: network namespaces and eBPF pins."""
 HOST = "127.0.0.1"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -73,6 +76,11 @@ def main(netns: str, port: int, folders: list[str]) -> None:
         door = fresh.submit(_listen, netns, port).result()
     _checked(_libc.unshare(CLONE_NEWNS), "unshare")
     _mount("none", "/", MS_REC | MS_PRIVATE)
+    with open("/proc/self/mounts") as file:
+        mounted = [line.split()[1] for line in file]
+    for target in reversed(mounted):
+        if target.startswith(FOREIGN):
+            _checked(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
     for source, target in zip(folders[::2], folders[1::2], strict=True):
         _mount(source, target, MS_BIND)
         if os.path.isdir(source):

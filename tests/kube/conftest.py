@@ -25,11 +25,11 @@ class NewCluster(Protocol):
 
 
 @contextmanager
-def running(*server_flags: str, crds: bool = True) -> Iterator[Cluster]:
+def running(*server_flags: str, crds: bool = True, nodes: bool = False) -> Iterator[Cluster]:
     """A cluster while the context lasts."""
     lab = Lab(f"splt{secrets.token_hex(4)}")
     try:
-        yield lifecycle.up(lab, Paper(), crds=crds, server_flags=server_flags)
+        yield lifecycle.up(lab, Paper(), crds=crds, nodes=nodes, server_flags=server_flags)
     finally:
         lifecycle.down(lab)
 
