@@ -1,6 +1,6 @@
 """Run all benchmarks (or those named), print a table, write build/bench.json.
 
-    python -m tests.bench [ipam] [coordinator] [probe] [service] [agent]
+    python -m tests.bench [ipam] [coordinator] [probe] [service] [agent] [store]
 
 Each row: name, value and reference (medians, in `unit`), ratio (value / reference; null for an absolute figure),
 samples, and whatever else the benchmark tells (p99, confidence bounds).
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SUITES = ("ipam", "coordinator", "probe", "service", "agent")
+SUITES = ("ipam", "coordinator", "probe", "service", "agent", "store")
 OUTPUT = Path("build/bench.json")
 FIELDS = ("name", "value", "reference", "ratio", "unit", "samples")
 

@@ -6,8 +6,9 @@ import asyncio
 import json
 import signal
 import ssl
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,3 +123,25 @@ async def _remove(session: aiohttp.ClientSession, gate: asyncio.Semaphore, kind:
                 assert answer.status in (200, 404), await answer.text()
         async with session.delete(path) as answer:
             assert answer.status in (200, 404), await answer.text()
+
+
+@asynccontextmanager
+async def stalls(clock: Callable[[], float] = time.perf_counter) -> AsyncGenerator[list[float], None]:
+    """How long each turn of the event loop takes, in seconds; by `time.thread_time` without what others do to us."""
+    seen: list[float] = []
+
+    async def turn() -> None:
+        last = clock()
+        while True:
+            await asyncio.sleep(0)
+            now = clock()
+            seen.append(now - last)
+            last = now
+
+    task = asyncio.create_task(turn())
+    await asyncio.sleep(0)
+    try:
+        yield seen
+    finally:
+        await asyncio.sleep(0)  # the last turn counts too
+        task.cancel()

@@ -16,6 +16,7 @@ from lab.kube.cluster import Cluster
 from lab.kube.pki import Authority
 from store.errors import NotFoundError, UnavailableError
 from store.kube import KubeStore
+from store.kube_access import Credentials
 from store.kube_settings import KubeSettings
 from store.port import EVERYTHING
 from tests.integration.store_adapters import claim, take, told
@@ -84,8 +85,15 @@ class TestServiceAccount:
 
         asyncio.run(main())
 
-    def test_token_is_replaced_in_time(self, kube: Cluster, folder: Path, token: str) -> None:
+    def test_token_is_replaced_in_time(
+        self, kube: Cluster, folder: Path, token: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Without a refusal ever: the new one is used before the old one ends."""
+
+        async def fail(*_: object) -> bool:
+            raise AssertionError("the server refused a token")
+
+        monkeypatch.setattr(Credentials, "refused", fail)
         first = doomed(kube, "spt-early")
         (folder / "token").write_text(first)
 
