@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any, Generic, Self, cast
@@ -247,8 +248,9 @@ class KubeStore(Store):
         rules.check_query(kind.TYPE, query)
         if self._client.closing.is_set():
             raise UnavailableError("the store is closed")
-        async for event in watch(self._client, kind, query, since):
-            yield event
+        async with aclosing(watch(self._client, kind, query, since)) as events:
+            async for event in events:
+                yield event
 
     async def _replace(self, resource: R, subresource: str, same: Callable[[R, R], bool]) -> R:
         """PUT, under the condition of a version in any case: custom resources take no other."""

@@ -51,6 +51,7 @@ class Proxy:
         self._server_tls.load_cert_chain(f"{pki}/server.crt", f"{pki}/server.key")
         self._watches: set[asyncio.Transport] = set()
         self._came = asyncio.Event()
+        self._left = asyncio.Event()
         self._gone = asyncio.Event()
 
     @asynccontextmanager
@@ -78,6 +79,17 @@ class Proxy:
         """Cut all watches, in the middle of whatever they say."""
         while self._watches:
             _cut(self._watches.pop())
+
+    @property
+    def watches(self) -> int:
+        """How many are open."""
+        return len(self._watches)
+
+    async def nobody_watches(self) -> None:
+        """Wait until the last watch is gone."""
+        while self._watches:
+            self._left.clear()
+            await self._left.wait()
 
     async def requests(self, count: int) -> None:
         """Wait until so many have come."""
@@ -141,6 +153,7 @@ class Proxy:
                     await response.write(chunk)
         finally:
             self._watches.discard(transport)
+            self._left.set()
         return response
 
 

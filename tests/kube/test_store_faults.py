@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import pytest
 from msgspec.structs import replace
 
+from agent.rooms import open_store
+from agent.settings import StoreSettings
 from api.claim import Claim
 from api.pool import Pool, PoolStatus
 from lab.kube.cluster import Cluster
@@ -381,6 +383,22 @@ class TestWatch:
 
         rigged(test)
 
+    def test_closing_it_closes_its_connection(self, rigged: Callable[..., None]) -> None:
+        async def test(rig: Rig) -> None:
+            labels = label()
+            query = Query(labels=labels)
+            start = (await rig.store.list(Claim, query)).resource_version
+            await rig.direct.create(claim(next(numbers), labels=labels))
+            events = rig.store.watch(Claim, query, start)
+            await take(events, 1)
+            assert rig.proxy.watches == 1
+            await events.aclose()
+            await rig.direct.create(claim(next(numbers), labels=labels))
+            async with asyncio.timeout(5):
+                await rig.proxy.nobody_watches()
+
+        rigged(test)
+
     def test_server_ends_it_now_and_then(self, rigged: Callable[..., None]) -> None:
         async def test(rig: Rig) -> None:
             labels = label()
@@ -496,3 +514,16 @@ class TestRights:
                 await rig.store.update(edit(made, labels={"c": "d"}))
 
         rigged(test)
+
+
+class TestAgent:
+    def test_setting_chooses_the_store(self, kube: Cluster) -> None:
+        async def main() -> None:
+            store = await open_store(StoreSettings(kind="kubernetes", kubeconfig=kube.admin))
+            assert isinstance(store, KubeStore)
+            await store.list(Pool)
+            await store.close()
+
+        asyncio.run(main())
+        with pytest.raises(ValueError, match="sqlite or kubernetes"):
+            StoreSettings(kind="etcd")
