@@ -9,7 +9,7 @@ BIN := build/venv/bin
 export PYTHONPATH := $(CURDIR)
 export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/build/zig-cache
 
-.PHONY: help demo test test-unit test-integration test-e2e kube test-kube bench lint generate format lock clean run-env dev-env shim shim-all
+.PHONY: help demo test test-unit test-integration test-e2e kube test-kube bench bench-kube lint generate format lock clean run-env dev-env kube-env shim shim-all
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -19,6 +19,9 @@ run-env: # what the agent and the lab need
 
 dev-env: # what lint, tests and benchmarks need as well
 	@lab/provision.sh dev
+
+kube-env: # what Kubernetes nodes on this machine need as well
+	@lab/provision.sh kube
 
 shim: # the CNI executable for this machine
 	@plugins/shim/build.sh native
@@ -30,7 +33,7 @@ shim-all: dev-env shim # the CNI executable for every architecture we release
 demo: run-env shim ## two nodes, a router, pods and services on this machine; proves what works, row by row
 	@$(BIN)/spiderpool-lab demo
 
-test: dev-env shim-all ## all tests; leaves nothing on the machine
+test: dev-env shim-all ## all tests but those that need a cluster; leaves nothing on the machine
 	@$(PY) tests/run.py $(BIN)/pytest tests/unit tests/integration tests/e2e
 
 test-unit: dev-env ## pure functions only: no root, no network
@@ -42,14 +45,17 @@ test-integration: dev-env shim-all ## real network namespaces, sockets, packets,
 test-e2e: dev-env shim ## the lab, through its public surface (root)
 	@$(PY) tests/run.py $(BIN)/pytest tests/e2e
 
-kube: dev-env ## build Kubernetes and etcd from the Go modules that lab/kube/go.mod pins
+kube: kube-env ## build Kubernetes and etcd from the Go modules that lab/kube/go.mod pins
 	@$(PY) -m lab.kube build --node
 
-test-kube: dev-env kube ## against a real API server
+test-kube: kube ## against a real API server and kubelets; not part of `make test` yet (root, Go 1.25 or later)
 	@$(PY) tests/run.py $(BIN)/pytest tests/kube
 
-bench: dev-env shim kube ## medians and p99 beside their rivals; writes build/bench.json
+bench: dev-env shim ## medians and p99 beside their rivals; writes build/bench.json
 	@$(PY) tests/run.py $(PY) -m tests.bench
+
+bench-kube: kube ## the store on the Kubernetes API beside the plainest client
+	@$(PY) tests/run.py $(PY) -m tests.bench store
 
 lint: dev-env ## style, types, import contract, generated files
 	@$(BIN)/ruff check .

@@ -2,12 +2,13 @@
 # Installs what a machine needs to run or build Spiderpool, and says what it installs. Quick when nothing is missing.
 #   provision.sh run   what the agent, the lab and the demo need
 #   provision.sh dev   also what lint, tests and benchmarks need
+#   provision.sh kube  also what Kubernetes nodes on this machine need
 # Debian 12, or a later one or a derivative with the same package names; root, if packages are missing. The virtual
 # environment is made over the distribution's interpreter, for the distribution's BCC is built for that one.
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 role=${1:-run}
-case $role in run | dev) ;; *) echo "provision.sh: unknown role '$role', it is run or dev" >&2; exit 2 ;; esac
+case $role in run | dev | kube) ;; *) echo "provision.sh: unknown role '$role', it is run, dev or kube" >&2; exit 2 ;; esac
 
 packages=(
   python3 python3-venv     # the interpreter, and virtual environments over it
@@ -19,14 +20,17 @@ packages=(
   make
   tcpdump                  # for looking at the lab's wire, as the demo's last lines propose
 )
-if [ "$role" = dev ]; then
+if [ "$role" != run ]; then
   packages+=(
     iptables               # a rival that the benchmarks measure
     libc6-dev              # small C programs of tests and benchmarks
     nftables procps strace # nft, sysctl and strace of the tests
     git                    # which C files to lint
-    containerd runc busybox-static # what a Kubernetes node runs pods with, and what is in them
   )
+fi
+if [ "$role" = kube ]; then
+  packages+=(containerd runc busybox-static) # what a Kubernetes node runs pods with, and what is in them
+  role=dev                 # and no other Python packages
 fi
 missing=()
 for package in "${packages[@]}"; do

@@ -46,7 +46,7 @@ LABS = Path("/run/spiderpool-lab")
 
 
 def labs() -> set[str]:
-    """Labs that were not taken down."""
+    """Labs and clusters that were not taken down."""
     return {entry.name for entry in LABS.iterdir()} if LABS.exists() else set()
 
 
@@ -57,8 +57,9 @@ def lives(lab: str) -> bool:
 
 
 def remove_lab(name: str) -> None:
-    """Take a lab down, with its mounts and files."""
-    command = [sys.executable, "-m", "lab", "--name", name, "down"]
+    """Take a lab or a cluster down, with its mounts and files."""
+    module = "lab.kube" if (LABS / name / "cluster.json").exists() else "lab"
+    command = [sys.executable, "-m", module, "--name", name, "down"]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, timeout=60)
 
 
