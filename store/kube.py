@@ -332,7 +332,7 @@ def _body(resource: Resource) -> bytes:
     """Raises InvalidError."""
     try:
         data = encode(resource)
-    except (msgspec.MsgspecError, TypeError) as error:
+    except (msgspec.MsgspecError, TypeError, UnicodeEncodeError) as error:
         raise InvalidError(f"{changes.title(resource)} is invalid: {error}") from error
     if len(data) > rules.OBJECT_BYTES:
         raise InvalidError(

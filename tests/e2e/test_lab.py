@@ -36,8 +36,6 @@ ROWS = {
     "gone",
 }
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
-
 
 def lab(name: str, *arguments: str, timeout: float = 110) -> subprocess.CompletedProcess[str]:
     """Run `spiderpool-lab --name NAME …`."""

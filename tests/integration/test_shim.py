@@ -116,16 +116,13 @@ def test_a_full_disk_leaves_no_half_written_file(cni: Installation) -> None:
 def test_queueing_can_be_seen_to_reach_the_disk(cni: Installation) -> None:
     trace = cni.root / "trace"
     calls = "fsync,rename,renameat,renameat2,syncfs"
-    try:
-        result = subprocess.run(
-            ["strace", "-f", "-o", trace, "-e", f"trace={calls}", cni.bin / "spiderpool"],
-            env=cni.environment("DEL"),
-            input=b"{}",
-            capture_output=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        pytest.skip("strace is not installed")
+    result = subprocess.run(
+        ["strace", "-f", "-o", trace, "-e", f"trace={calls}", cni.bin / "spiderpool"],
+        env=cni.environment("DEL"),
+        input=b"{}",
+        capture_output=True,
+        check=False,
+    )
     assert result.returncode == 0
     order = [line.split("(")[0].split()[-1] for line in trace.read_text().splitlines() if "(" in line]
     assert order == ["syncfs", "fsync", "renameat", "fsync"] or order == ["syncfs", "fsync", "renameat2", "fsync"]
