@@ -8,10 +8,11 @@ import os
 import sys
 
 from agent import daemon
-from agent.logs import configure
 from agent.rooms import furnish
 from agent.server import AddressInUseError
-from agent.sources import SettingsError, load, to_yaml
+from agent.settings import SOURCES
+from daemon.logs import configure
+from daemon.sources import SettingsError, to_yaml
 from store.errors import StoreError
 
 _log = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 def main() -> int:
     """Run the agent. Exit status: 0 stopped, 1 died or cannot start, 2 wrong settings."""
     try:
-        settings, only_print = load(sys.argv[1:], os.environ)
+        settings, only_print = SOURCES.load(sys.argv[1:], os.environ)
     except SettingsError as error:
         sys.stderr.write(f"spiderpool-agent: {error}\n")
         return 2

@@ -24,9 +24,9 @@ from api.meta import FINALIZER, now
 from api.pool import Pool
 from api.ranges import IPSet
 from api.views import pool_status
+from daemon.limits import at_least
 from plugins.ipam.candidates import PoolFacts, pool_facts
 from plugins.ipam.endpoints import remove, uid_of
-from plugins.settings import at_least
 from store.errors import ConflictError, NotFoundError, StoreError
 from store.informer import Informer
 from store.port import Query, Store

@@ -11,12 +11,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from agent.health import Health, open_servers
 from agent.host import Host
-from agent.notify import notify, watchdog, watchdog_interval
 from agent.queue import CallQueue
 from agent.server import Server
 from agent.settings import Settings
+from daemon.health import Health, open_servers
+from daemon.notify import notify, watchdog, watchdog_interval
 from plugins.cni import Call, Plugin
 from plugins.errors import CniError, NotAvailableError, TryAgainLaterError
 

@@ -13,9 +13,9 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from agent import metrics
-from agent.logs import CALL
 from agent.settings import ServerSettings
 from agent.wire import MAX_REPLY, Request, Status, decode_env
+from daemon.logs import CALL
 from plugins.cni import COMMANDS, SUPPORTED_VERSIONS, Call, Command, Plugin, parse_call
 from plugins.errors import CniError, InternalError, InvalidEnvironmentError, TryAgainLaterError
 from plugins.net.netns import require_netns

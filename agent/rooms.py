@@ -9,23 +9,12 @@ from typing import Any
 from agent.collector import Collector
 from agent.daemon import Rooms
 from agent.dataplane import Dataplane
-from agent.settings import Settings, StoreSettings
+from agent.settings import Settings
 from plugins.cni import Plugin
 from plugins.coordinator.coordinator import Coordinator
 from plugins.coordinator.probe import Prober
 from plugins.ipam.plugin import Ipam
-from store.port import Store
-from store.sqlite import SqliteStore
-
-
-async def open_store(settings: StoreSettings) -> Store:
-    """The store that the settings name. Raises StoreError."""
-    if settings.kind == "kubernetes":
-        from store.kube import KubeStore  # noqa: PLC0415 (24 MB with its HTTP client, only for clusters)
-        from store.kube_settings import KubeSettings  # noqa: PLC0415
-
-        return await KubeStore.open(KubeSettings(kubeconfig=settings.kubeconfig, context=settings.context))
-    return await SqliteStore.open(settings.path)
+from store.open import open_store
 
 
 async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:

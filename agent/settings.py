@@ -1,4 +1,4 @@
-"""All settings of the agent: one frozen dataclass for each room. `agent.sources` tells where values come from.
+"""All settings of the agent: one frozen dataclass for each room. `daemon.sources` tells where values come from.
 
 `docs/settings.md` is generated from the docstrings here and in the rooms:
 
@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 
 from agent.collector import CollectorSettings
 from agent.dataplane.settings import DataplaneSettings
+from daemon.limits import at_least
+from daemon.settings import HealthSettings, LogSettings
+from daemon.sources import Sources
 from plugins.coordinator.probe.settings import ProbeSettings
 from plugins.coordinator.settings import CoordinatorSettings
 from plugins.ipam.settings import IpamSettings
-from plugins.settings import at_least
+from store.open import StoreSettings
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,6 @@ class NodeSettings:
     def resolve(self) -> str:
         """The name to use."""
         return self.name or socket.gethostname()
-
-
-@dataclass(frozen=True)
-class LogSettings:
-    """Logs go to standard error, one JSON object a line."""
-
-    level: str = "info"
-    """Least important messages to write: debug, info, warning or error."""
-
-    def __post_init__(self) -> None:
-        if self.level.lower() not in ("debug", "info", "warning", "error"):
-            raise ValueError(f"level is {self.level!r}; it must be debug, info, warning or error")
 
 
 @dataclass(frozen=True)
@@ -99,45 +90,6 @@ class QueueSettings:
 
 
 @dataclass(frozen=True)
-class StoreSettings:
-    """Where pools, claims, services and endpoints live."""
-
-    kind: str = "sqlite"
-    """`sqlite`: in a file of this machine. `kubernetes`: in the cluster that this machine is a node of."""
-    path: str = "/var/lib/spidernet/store.db"
-    """The SQLite file; made if it is missing."""
-    kubeconfig: str = ""
-    """Path of a kubeconfig file for `kubernetes`. Empty: the pod's service account, or $KUBECONFIG and ~/.kube/config
-    outside of a pod."""
-    context: str = ""
-    """Context of the kubeconfig file; empty: its current one."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("sqlite", "kubernetes"):
-            raise ValueError(f"kind is {self.kind!r}; it must be sqlite or kubernetes")
-
-
-@dataclass(frozen=True)
-class HealthSettings:
-    """The HTTP servers for health checks and metrics. Addresses are the local machine's unless set otherwise: nothing
-    listens to the network that was not asked to."""
-
-    host: str = "127.0.0.1"
-    """Address for /v1/runtime/startup, /v1/runtime/readiness and /v1/runtime/liveness; empty: all addresses."""
-    port: int = 5710
-    """Its TCP port; 0: no health server."""
-    metrics_host: str = "127.0.0.1"
-    """Address for /metrics; empty: all addresses, for a Prometheus elsewhere."""
-    metrics_port: int = 5711
-    """Its TCP port; 0: no metrics server."""
-
-    def __post_init__(self) -> None:
-        for name, port in (("port", self.port), ("metrics_port", self.metrics_port)):
-            if not 0 <= port <= 65535:
-                raise ValueError(f"{name} is {port}; it must be between 0 and 65535")
-
-
-@dataclass(frozen=True)
 class Settings:
     """Everything, by room."""
 
@@ -154,7 +106,8 @@ class Settings:
     dataplane: DataplaneSettings = field(default_factory=DataplaneSettings)
 
 
-if __name__ == "__main__":
-    from agent.sources import main
+SOURCES = Sources(Settings, "spiderpool-agent", "Spiderpool's node daemon.", "agent.settings", "settings.md")
+"""Where they come from."""
 
-    sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":
+    sys.exit(SOURCES.main(sys.argv[1:]))

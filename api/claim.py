@@ -19,6 +19,8 @@ from api.pool import IPVersion
 LABEL_POOL = "ipam.spidernet.io/pool"
 LABEL_NODE = "ipam.spidernet.io/node"
 LABEL_IDENTITY = "ipam.spidernet.io/identity"
+LABEL_WORKLOAD = "ipam.spidernet.io/workload"
+"""Finds the claims of a workload whose addresses outlive its pods; `workload_label` gives the value."""
 
 Address = IPv4Address | IPv6Address
 State = Literal["Allocated", "Quarantined"]
@@ -114,6 +116,11 @@ def identity_label(pod_uid: str, container_id: str) -> str:
     """
     kind, identity = ("pod", pod_uid) if pod_uid else ("ctr", container_id)
     return f"{kind}.{identity}" if _LABEL_TAIL.fullmatch(identity) else f"{kind}x.{_short(identity)}"
+
+
+def workload_label(namespace: str, name: str) -> str:
+    """Label value that finds all claims of one pod or virtual machine by its name."""
+    return f"w.{_short(f'{namespace}/{name}')}"
 
 
 def label_value(name: str) -> str:

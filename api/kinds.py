@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from api.apps import (
+    CronJob,
+    DaemonSet,
+    Deployment,
+    Job,
+    ReplicaSet,
+    StatefulSet,
+    VirtualMachine,
+    VirtualMachineInstance,
+    VirtualMachineInstanceMigration,
+)
 from api.claim import Claim
+from api.core import ConfigMap, Namespace, Node, Pod
 from api.endpoint import Endpoint
 from api.meta import Resource
 from api.pool import Pool
@@ -12,7 +24,25 @@ from api.service import EndpointSlice, Service
 OWN: tuple[type[Resource], ...] = (Pool, ReservedIP, Endpoint, Claim)
 """Kinds of our API group: they have a CRD."""
 
+READ: tuple[type[Resource], ...] = (
+    Pod,
+    Namespace,
+    Node,
+    ConfigMap,
+    Deployment,
+    ReplicaSet,
+    StatefulSet,
+    DaemonSet,
+    Job,
+    CronJob,
+    VirtualMachine,
+    VirtualMachineInstance,
+    VirtualMachineInstanceMigration,
+)
+"""Partial kinds: read and never written."""
+
 ALL: tuple[type[Resource], ...] = (*OWN, Service, EndpointSlice)
+"""Kinds that a manifest for this program may contain."""
 
 BY_NAME: dict[tuple[str, str], type[Resource]] = {(k.TYPE.api_version, k.TYPE.kind): k for k in ALL}
 """(apiVersion, kind) to type."""

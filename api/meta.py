@@ -35,6 +35,8 @@ class Kind(NamedTuple):
     namespaced: bool
     short: str = ""
     status_subresource: bool = False
+    partial: bool = False
+    """The type has only some of the kind's members: writing it would lose the others, so the store refuses."""
 
     @property
     def api_version(self) -> str:

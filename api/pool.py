@@ -16,6 +16,15 @@ LABEL_CIDR = "ipam.spidernet.io/ippool-cidr"
 """Label with the pool's subnet; `cidr_label` gives the value."""
 
 
+ANNOTATION_CLAIMS = "ipam.spidernet.io/claims"
+"""Annotation with which a pool says that claims are authoritative for it, and `status.allocatedIPs` a view of them.
+
+A pool without it whose status has records was served by upstream last: those are the truth until they are adopted.
+"""
+CLAIMS_AUTHORITATIVE = "authoritative"
+"""Its value."""
+
+
 class Route(Struct, frozen=True, kw_only=True):
     """A route that pods of the pool get: `dst` is a CIDR, `gw` an address of the same family."""
 

@@ -58,7 +58,7 @@ if [ ! -e "$stamp" ]; then
   # The sources are used where they are, so that an edit counts at once.
   site=$($venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   pwd >"$site/spiderpool-sources.pth"
-  for entry in "spiderpool-agent agent" "spiderpoolctl cli" "spiderpool-lab lab"; do
+  for entry in "spiderpool-agent agent" "spiderpool-controller controller" "spiderpoolctl cli" "spiderpool-lab lab"; do
     read -r name module <<<"$entry"
     printf '#!%s\nimport sys\nfrom %s.__main__ import main\n\nsys.exit(main())\n' "$PWD/$venv/bin/python" "$module" >"$venv/bin/$name"
     chmod 755 "$venv/bin/$name"

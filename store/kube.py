@@ -140,6 +140,7 @@ class KubeStore(Store):
 
     async def create(self, resource: R) -> R:
         """As the port says; NotFoundError if the namespace does not exist."""
+        _check_whole(resource)
         rules.check(resource)
         metadata = resource.metadata
         if metadata.resource_version:
@@ -166,11 +167,13 @@ class KubeStore(Store):
 
     async def update(self, resource: R) -> R:
         """As the port says."""
+        _check_whole(resource)
         rules.check(resource)
         return await self._replace(resource, "", _same_but_status)
 
     async def update_status(self, resource: R) -> R:
         """As the port says; NotFoundError also if the kind has no status subresource."""
+        _check_whole(resource)
         if not resource.TYPE.status_subresource:
             raise NotFoundError(f"{resource.TYPE.kind} has no status subresource")
         return await self._replace(resource, "/status", _same_status)
@@ -326,6 +329,12 @@ class KubeStore(Store):
                 raise UnavailableError(f"{what}: nothing was written: {doubt}")
             await self._client.pause(min(max(doubt.wait, backoff(self._settings, failures)), 5.0))
         raise UncertainError(f"{what}: {doubt}")
+
+
+def _check_whole(resource: Resource) -> None:
+    """Raises InvalidError for a partial kind: what its type does not know would be lost."""
+    if resource.TYPE.partial:
+        raise InvalidError(f"{changes.title(resource)}: objects of this kind are only read, not written")
 
 
 def _body(resource: Resource) -> bytes:

@@ -22,6 +22,7 @@ def selectors(query: Query) -> dict[str, str]:
     parameters = {}
     if query.labels:
         parameters["labelSelector"] = ",".join(f"{key}={value}" for key, value in query.labels.items())
-    if query.name:
-        parameters["fieldSelector"] = f"metadata.name={query.name}"
+    fields = {"metadata.name": query.name, "spec.nodeName": query.node}
+    if any(fields.values()):
+        parameters["fieldSelector"] = ",".join(f"{key}={value}" for key, value in fields.items() if value)
     return parameters

@@ -33,6 +33,8 @@ class Query:
     """Equality conditions on labels."""
     name: str = ""
     """`metadata.name` equals this; empty: any."""
+    node: str = ""
+    """Pods alone: `spec.nodeName` equals this; empty: any. The Kubernetes adapter alone knows this condition."""
 
     def selects(self, metadata: ObjectMeta, labels: Mapping[str, str] | None = None) -> bool:
         """Whether an object with this metadata is asked for; `labels` stand for its own if given."""

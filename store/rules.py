@@ -41,6 +41,10 @@ def check_query(kind: Kind, query: Query) -> None:
     problems = [*label_problems(query.labels)]
     if query.name:
         problems += name_problems(kind, query.name)
+    if query.node and (kind.api_version, kind.kind) != ("v1", "Pod"):
+        problems.append("only pods can be asked for by node")
+    elif query.node and not is_subdomain(query.node):
+        problems.append(f"spec.nodeName: {query.node!r} is no name of a node")
     if query.namespace:
         problems += namespace_problems(kind, query.namespace)
     if problems:

@@ -115,6 +115,8 @@ class SqliteStore(Store):
     async def list(self, kind: type[R], query: Query = EVERYTHING) -> Listing[R]:
         """As the port says."""
         rules.check_query(kind.TYPE, query)
+        if query.node:
+            raise InvalidError("there are no nodes' pods here")
         page: _ListPage | None = None
         if query.labels or query.name:
             page = await self._reads.call(lambda connection: _list(connection, kind, query, NARROW + 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plugins.settings import at_least
+from daemon.limits import at_least
 
 _MOST = 1 << 26
 """Entries of a map: more than any cluster has, and the kernel's memory for it still fits its arithmetic."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from plugins.settings import at_least
+from daemon.limits import at_least
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from agent import daemon
-from agent.logs import configure
 from agent.server import AddressInUseError
-from agent.settings import Settings
-from agent.sources import load
+from agent.settings import SOURCES, Settings
+from daemon.logs import configure
 from plugins.cni import Call
 from plugins.errors import CniError, InvalidConfigError, IOFailureError, TryAgainLaterError
 
@@ -90,7 +89,7 @@ async def furnish(_settings: Settings, _stack: AsyncExitStack) -> daemon.Rooms:
 
 def main() -> int:
     """As agent.__main__, with the stub."""
-    settings, _ = load(sys.argv[1:], os.environ)
+    settings, _ = SOURCES.load(sys.argv[1:], os.environ)
     configure(settings.log.level)
     try:
         return asyncio.run(daemon.run(settings, furnish))

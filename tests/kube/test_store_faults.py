@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import pytest
 from msgspec.structs import replace
 
-from agent.rooms import open_store
-from agent.settings import StoreSettings
 from api.claim import Claim
 from api.pool import Pool, PoolStatus
 from lab.kube.cluster import Cluster
@@ -28,6 +26,7 @@ from store.errors import (
 )
 from store.kube import KubeStore
 from store.kube_settings import KubeSettings
+from store.open import StoreSettings, open_store
 from store.port import EVERYTHING, Query
 from tests.integration.store_adapters import claim, edit, pool, take, told
 from tests.kube.fault_proxy import Fault, Proxy

@@ -6,7 +6,7 @@ import json
 import logging
 from typing import Any
 
-from agent.logs import CALL, JsonFormatter
+from daemon.logs import CALL, JsonFormatter
 
 
 def line(message: str, *args: object, **extra: object) -> dict[str, Any]:

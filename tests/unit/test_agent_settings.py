@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.settings import ServerSettings, Settings
-from agent.sources import SettingsError, docstrings, keys, load, main, markdown, to_yaml
+from agent.settings import SOURCES, ServerSettings, Settings
+from daemon.sources import SettingsError, docstrings, to_yaml
 
 
 def loaded(*argv: str, **environ: str) -> Settings:
-    return load(argv, environ)[0]
+    return SOURCES.load(argv, environ)[0]
 
 
 def test_defaults() -> None:
@@ -113,17 +113,17 @@ def test_printed_settings_can_be_read_back(tmp_path: Path) -> None:
     wanted = loaded("--server-deadline=7", "--node-name=n", "--dataplane-enabled=no")
     file.write_text(to_yaml(wanted))
     assert loaded(f"--config={file}") == wanted
-    assert load(["--print-settings"], {})[1] is True
+    assert SOURCES.load(["--print-settings"], {})[1] is True
 
 
 def test_every_setting_is_documented_and_named_once() -> None:
-    every = list(keys())
+    every = list(SOURCES.keys())
     assert len({key.variable for key in every}) == len({key.flag for key in every}) == len(every)
-    page = markdown()
+    page = SOURCES.markdown()
     for key in every:
         assert f"| `{key.path}` |" in page
     assert "|  |" not in page
-    assert main(["--check"]) == 0
+    assert SOURCES.main(["--check"]) == 0
 
 
 def test_help_tells_what_the_docstrings_tell() -> None:

@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from agent.settings import HealthSettings
+from daemon.settings import HealthSettings
 
 _MAX_CONNECTIONS = 32
 """Per port; a prober opens one."""

@@ -1,4 +1,4 @@
-"""What the rooms' settings have in common: values that make no sense are refused where they are read."""
+"""Values of settings that make no sense are refused where they are read."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The cluster's one controller: admission, reclaim, automatic pools, Multus configuration."""

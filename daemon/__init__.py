@@ -1,0 +1,1 @@
+"""What every daemon of ours needs: settings from four places, structured logs, health and metrics, sd_notify."""
