@@ -1,4 +1,4 @@
-"""`python -m lab.kube build|up|status|down|pin`: a Kubernetes control plane on this machine's loopback."""
+"""`python -m lab.kube build|up|status|down|pin|pin-cni`: a Kubernetes cluster on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from lab.kube import build, lifecycle
 from lab.kube.cluster import Cluster
 from lab.kube.components import ORDER
-from lab.kube.pin import pin
+from lab.kube.pin import pin, pin_cni
 from lab.layout import Lab, LabError
 from lab.table import Paper
 
@@ -21,12 +21,12 @@ DEFAULT_NAME = "splkube"
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lab.kube", description=__doc__)
     parser.add_argument("--name", default=DEFAULT_NAME, help="the cluster's name, for several at once; begins with spl")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build|up|status|down|pin")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build|up|status|down|pin|pin-cni")
     building = commands.add_parser("build", help="build what is not built yet, from the Go modules that go.mod pins")
     building.add_argument("--node", action="store_true", help="also what a node that runs pods needs")
     starting = commands.add_parser("up", help="etcd, API server and controllers on loopback")
     starting.add_argument("--crds", action="store_true", help="apply our resource definitions")
-    starting.add_argument("--node", action="store_true", help="also two nodes that run pods")
+    starting.add_argument("--node", action="store_true", help="also two nodes that run pods in our network")
     starting.add_argument(
         "--server-flag", action="append", default=[], metavar="--FLAG=VALUE", help="for kube-apiserver"
     )
@@ -34,6 +34,9 @@ def _arguments() -> argparse.Namespace:
     commands.add_parser("down", help="remove everything, also what a killed `up` left")
     pinning = commands.add_parser("pin", help="rewrite go.mod and go.sum for a release of Kubernetes")
     pinning.add_argument("release", help="as v1.35.4")
+    pinning = commands.add_parser("pin-cni", help="rewrite cni/go.mod and cni/go.sum")
+    pinning.add_argument("multus", help="release of Multus, as v4.2.2")
+    pinning.add_argument("plugins", help="release of the standard CNI plugins, as v1.9.1")
     return parser.parse_args()
 
 
@@ -41,7 +44,7 @@ def _build(paper: Paper, *, node: bool) -> None:
     names = (*build.CONTROL_PLANE, *(build.NODE if node else ()))
     if build.missing(names):
         begin = time.monotonic()
-        paper.heading(f"Kubernetes {build.release()} into {os.path.relpath(build.folder())}")
+        paper.heading(f"Kubernetes {build.release()} and what its nodes need into {os.path.relpath(build.CACHE)}")
         build.build(paper, names)
         paper.line(f"  {paper.mark(True)} built after {time.monotonic() - begin:.0f} s")
 
@@ -89,6 +92,8 @@ def main() -> int:
                 paper.line(f"cluster {lab.name} is {'down' if lifecycle.down(lab) else 'not up: nothing to do'}")
             case "pin":
                 paper.line(f"{pin(arguments.release)} modules pinned; `make kube` builds them")
+            case "pin-cni":
+                paper.line(f"{pin_cni(arguments.multus, arguments.plugins)} modules pinned; `make kube` builds them")
     except LabError as error:
         print(f"lab.kube: {error}", file=sys.stderr)
         return 2

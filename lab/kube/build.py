@@ -1,7 +1,8 @@
-"""Builds Kubernetes' programs from the Go modules that go.mod and go.sum pin; what is built once is found again.
+"""Builds programs from the Go modules that go.mod and go.sum pin; what is built once is found again.
 
-Binaries lie in build/kube/<key>/, where the key follows from everything that decides what is in them. Go's own caches
-make a second checkout cheap: it only links.
+Kubernetes and etcd are pinned here, the CNI plugins in cni/: they want other versions of the same libraries. Binaries
+lie in build/kube/<key>/, where the key follows from everything that decides what is in them. Go's own caches make a
+second checkout cheap: it only links.
 """
 
 from __future__ import annotations
@@ -16,24 +17,55 @@ import shutil
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from lab.layout import SOURCES, LabError
 from lab.table import Paper
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = f"{SOURCES}/build/kube"
-PACKAGES = {
-    "etcd": "go.etcd.io/etcd/server/v3",
-    "kubectl": "k8s.io/kubernetes/cmd/kubectl",
-    "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
-    "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
-    "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
-    "kubelet": "k8s.io/kubernetes/cmd/kubelet",
-}
-"""Go package of each program; the `tool` directives of go.mod name the same. Small ones first: errors show early."""
+PLUGINS = "github.com/containernetworking/plugins"
+MULTUS = "gopkg.in/k8snetworkplumbingwg/multus-cni.v4"
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """A folder with a go.mod and a go.sum, and the programs that are built there."""
+
+    folder: str
+    packages: Mapping[str, str]
+    """Go package of each program; go.mod's `tool` directives name the same. Small ones first: errors show early."""
+
+
+KUBERNETES = Pins(
+    HERE,
+    {
+        "etcd": "go.etcd.io/etcd/server/v3",
+        "kubectl": "k8s.io/kubernetes/cmd/kubectl",
+        "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
+        "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
+        "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
+        "kubelet": "k8s.io/kubernetes/cmd/kubelet",
+    },
+)
+CNI = Pins(
+    f"{HERE}/cni",
+    {
+        "loopback": f"{PLUGINS}/plugins/main/loopback",
+        "macvlan": f"{PLUGINS}/plugins/main/macvlan",
+        "ipvlan": f"{PLUGINS}/plugins/main/ipvlan",
+        "vlan": f"{PLUGINS}/plugins/main/vlan",
+        "bridge": f"{PLUGINS}/plugins/main/bridge",
+        "ptp": f"{PLUGINS}/plugins/main/ptp",
+        "host-local": f"{PLUGINS}/plugins/ipam/host-local",
+        "tuning": f"{PLUGINS}/plugins/meta/tuning",
+        "multus": f"{MULTUS}/cmd/multus",
+    },
+)
+"""Multus is the plain executable, not the daemon: it comes and goes with each call, as our plugins do."""
 CONTROL_PLANE = ("etcd", "kubectl", "kube-apiserver", "kube-controller-manager")
-NODE = ("kube-scheduler", "kubelet")
+NODE = ("kube-scheduler", "kubelet", *CNI.packages)
 """What a node that runs pods needs besides."""
 
 REPORT_EVERY = 15.0
@@ -52,48 +84,60 @@ def release() -> str:
     return found[1]
 
 
-def _link_flags() -> str:
+def _link_flags(pins: Pins) -> str:
+    if pins is not KUBERNETES:
+        return "-s -w"
     version = release()
     major, minor, _ = version.removeprefix("v").split(".", 2)
     values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     return " ".join(["-s -w", *(f"-X {path}.{name}={value}" for path in _VERSIONS for name, value in values.items())])
 
 
-def folder() -> str:
+def folder(pins: Pins = KUBERNETES) -> str:
     """Where the binaries of exactly these pins are, or will be."""
-    digest = hashlib.sha256(_link_flags().encode())
+    digest = hashlib.sha256(_link_flags(pins).encode())
     for name in ("go.mod", "go.sum"):
-        with open(f"{HERE}/{name}", "rb") as file:
+        with open(f"{pins.folder}/{name}", "rb") as file:
             digest.update(file.read())
     return f"{CACHE}/{digest.hexdigest()[:16]}"
 
 
 def program(name: str) -> str:
     """Path of a program. Raises LabError if it is not built."""
-    path = f"{folder()}/{name}"
+    path = f"{folder(_pins(name))}/{name}"
     if not os.access(path, os.X_OK):
-        raise LabError(f"{name} of Kubernetes {release()} is not built: run `make kube`")
+        raise LabError(f"{name} is not built: run `make kube`")
     return path
 
 
 def build(paper: Paper, names: Iterable[str] = CONTROL_PLANE) -> None:
     """Build what is missing of `names`, one at a time. Raises LabError with what the compiler says."""
-    target = folder()
     if missing(names) and shutil.which("go") is None:
         raise LabError(f"go is not installed; Kubernetes {release()} needs the Go that {HERE}/go.mod names, or newer")
-    os.makedirs(target, exist_ok=True)
+    for pins in (KUBERNETES, CNI):
+        os.makedirs(folder(pins), exist_ok=True)
     with _alone(paper):
         for name in missing(names):
             begin = time.monotonic()
-            count = _compile(name, f"{target}/{name}", _Progress(paper, name))
-            size = os.stat(f"{target}/{name}").st_size >> 20
-            paper.step(f"{name}: {count} packages compiled, {size} MiB", time.monotonic() - begin)
+            pins = _pins(name)
+            target = f"{folder(pins)}/{name}"
+            count = _compile(pins, name, target, _Progress(paper, name))
+            paper.step(f"{name}: {count} packages compiled, {os.stat(target).st_size >> 20} MiB", time.monotonic() - begin)
 
 
 def missing(names: Iterable[str]) -> list[str]:
     """Which of `names` are not built, in the order in which they are built."""
-    wanted, target = set(names), folder()
-    return [name for name in PACKAGES if name in wanted and not os.access(f"{target}/{name}", os.X_OK)]
+    wanted = set(names)
+    return [
+        name
+        for pins in (KUBERNETES, CNI)
+        for name in pins.packages
+        if name in wanted and not os.access(f"{folder(pins)}/{name}", os.X_OK)
+    ]
+
+
+def _pins(name: str) -> Pins:
+    return CNI if name in CNI.packages else KUBERNETES
 
 
 @contextlib.contextmanager
@@ -126,13 +170,13 @@ class _Progress:
         self._paper.passing(f"  {self._name} {elapsed // 60:3.0f}:{elapsed % 60:02.0f}  {count:4d} packages  {doing}")
 
 
-def _compile(name: str, target: str, progress: Callable[[int, str], None]) -> int:
+def _compile(pins: Pins, name: str, target: str, progress: Callable[[int, str], None]) -> int:
     """Compile one program; how many packages had to be. Raises LabError with what the compiler says."""
-    argv = ["nice", "-n", "10", "go", "build", "-v", "-mod=readonly", "-trimpath", "-ldflags", _link_flags()]
+    argv = ["nice", "-n", "10", "go", "build", "-v", "-mod=readonly", "-trimpath", "-ldflags", _link_flags(pins)]
     reader, writer = os.pipe()
     process = subprocess.Popen(
-        [*argv, "-o", f"{target}.tmp", PACKAGES[name]],
-        cwd=HERE,
+        [*argv, "-o", f"{target}.tmp", pins.packages[name]],
+        cwd=pins.folder,
         env=os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"},
         stdin=subprocess.DEVNULL,
         stderr=writer,

@@ -1,4 +1,4 @@
-"""Writes go.mod and go.sum for a release of Kubernetes: `python -m lab.kube pin v1.35.4`.
+"""Writes go.mod and go.sum: `python -m lab.kube pin v1.35.4`, and `pin-cni v4.2.2 v1.9.1` for Multus and the plugins.
 
 The module k8s.io/kubernetes takes its own libraries from the folder staging/ beside it, by `replace` lines that count
 only where it is the main module. Each library is published as a module of its own, v1.35.4 of the whole being v0.35.4
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from lab.kube.build import HERE, PACKAGES
+from lab.kube.build import CNI, KUBERNETES, MULTUS, PLUGINS, Pins
 from lab.layout import LabError
 
 _STAGING = "./staging/src/"
@@ -38,14 +38,26 @@ def pin(release: str) -> int:
             for line in upstream["Replace"]
             if line["New"]["Path"].startswith(_STAGING)
         ]
-        edits += [f"-tool={package}" for package in PACKAGES.values()]
-        _go(folder, "mod", "edit", *edits)
-        _go(folder, "list", "-mod=mod", "-deps", "tool")
-        count = len(_json(folder, "mod", "edit", "-json")["Require"])
-        for name in ("go.mod", "go.sum"):
-            with open(f"{folder}/{name}") as new, open(f"{HERE}/{name}.tmp", "w") as file:
-                file.write(new.read())
-            os.rename(f"{HERE}/{name}.tmp", f"{HERE}/{name}")
+        return _write(folder, KUBERNETES, edits)
+
+
+def pin_cni(multus: str, plugins: str) -> int:
+    """Pin Multus and the standard plugins, as `v4.2.2` and `v1.9.1`; as `pin` otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        _go(folder, "mod", "init", "spiderpool.invalid/lab/kube/cni")
+        return _write(folder, CNI, [f"-require={MULTUS}@{multus}", f"-require={PLUGINS}@{plugins}"])
+
+
+def _write(folder: str, pins: Pins, edits: list[str]) -> int:
+    """Edit the go.mod in `folder`, complete it, and put it in place of the one there is."""
+    edits += [f"-tool={package}" for package in pins.packages.values()]
+    _go(folder, "mod", "edit", *edits)
+    _go(folder, "list", "-mod=mod", "-deps", "tool")
+    count = len(_json(folder, "mod", "edit", "-json")["Require"])
+    for name in ("go.mod", "go.sum"):
+        with open(f"{folder}/{name}") as new, open(f"{pins.folder}/{name}.tmp", "w") as file:
+            file.write(new.read())
+        os.rename(f"{pins.folder}/{name}.tmp", f"{pins.folder}/{name}")
     return count
 
 
