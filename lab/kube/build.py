@@ -122,7 +122,9 @@ def build(paper: Paper, names: Iterable[str] = CONTROL_PLANE) -> None:
             pins = _pins(name)
             target = f"{folder(pins)}/{name}"
             count = _compile(pins, name, target, _Progress(paper, name))
-            paper.step(f"{name}: {count} packages compiled, {os.stat(target).st_size >> 20} MiB", time.monotonic() - begin)
+            paper.step(
+                f"{name}: {count} packages compiled, {os.stat(target).st_size >> 20} MiB", time.monotonic() - begin
+            )
 
 
 def missing(names: Iterable[str]) -> list[str]:

@@ -24,7 +24,13 @@ from lab.nodes import entering
 from lab.pods import cgroup
 from lab.process import Started, alive, end, last_lines, record, run, spawn
 
-CRDS = f"{SOURCES}/api/crds"
+CRDS = (
+    f"{SOURCES}/api/crds",
+    f"{os.path.dirname(os.path.abspath(__file__))}/manifests/network-attachment-definition.yaml",
+)
+"""Our definitions, a folder; and that of the networks that Multus reads and our controller writes."""
+ACCOUNTS_LAST = "24h"
+"""For how long service accounts' tokens hold: longer than a lab."""
 READY_WITHIN = 90.0
 """Seconds that a part of the cluster has until it is ready; on an idle machine it takes a few."""
 _LOOK_EVERY = 0.02
@@ -40,8 +46,6 @@ class Cluster:
         self.place = place
         self.processes = processes
         """What was started, and not stopped by `stop`."""
-        self.made: list[str] = []
-        """Folders of the machine that were made for its nodes."""
         self.complete = complete
         """Whether `up` came to its end."""
 
@@ -55,15 +59,12 @@ class Cluster:
             raise LabError(f"there is no cluster {lab.name!r}; python -m lab.kube --name {lab.name} up") from None
         place = Place(lab, content["port"], tuple(content["server_flags"]))
         processes = {name: Started(*process) for name, process in content["processes"].items()}
-        cluster = cls(place, processes, complete=content["complete"])
-        cluster.made = content.get("made", [])
-        return cluster
+        return cls(place, processes, complete=content["complete"])
 
     def save(self) -> None:
         """Write the record, so that it is never half written."""
         content = {
             "complete": self.complete,
-            "made": self.made,
             "port": self.place.port,
             "processes": self.processes,
             "server_flags": self.place.server_flags,
@@ -124,10 +125,19 @@ class Cluster:
         authority.issue(name, user, groups=groups)
         return self._write_kubeconfig(authority, name, user)
 
+    def service_account(self, namespace: str, name: str) -> str:
+        """Path of a kubeconfig for a service account that exists, with a new token. Raises LabError."""
+        path = self.place.kubeconfig(name)
+        token = self.kubectl("create", "token", name, "--namespace", namespace, "--duration", ACCOUNTS_LAST)
+        content = Authority(self.place.pki).token_kubeconfig(name, token.strip(), self.place.url)
+        write_secret(path, yaml.safe_dump(content, sort_keys=False).encode())
+        return path
+
     def apply_crds(self) -> None:
         """Apply our CRDs and wait until they are served. Raises LabError."""
-        self.kubectl("apply", "--server-side", "-f", CRDS)
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", CRDS)
+        files = [word for path in CRDS for word in ("-f", path)]
+        self.kubectl("apply", "--server-side", *files)
+        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
         # The server opens the storage of a kind when it is first asked, and says 429 until its watch cache is filled.
         deadline = time.monotonic() + READY_WITHIN
         for path in _collections():
@@ -192,9 +202,10 @@ class Cluster:
 
 
 def _collections() -> Iterator[str]:
-    """The path of each kind that our definitions define."""
-    for name in sorted(os.listdir(CRDS)):
-        with open(f"{CRDS}/{name}") as file:
+    """The path of each kind that the definitions define."""
+    folder, other = CRDS
+    for path in (*(f"{folder}/{name}" for name in sorted(os.listdir(folder))), other):
+        with open(path) as file:
             for document in filter(None, yaml.safe_load_all(file)):
                 spec = document["spec"]
                 for version in spec["versions"]:

@@ -66,7 +66,7 @@ def _up(cluster: Cluster, paper: Paper, *, crds: bool, nodes: bool) -> None:
     timed("etcd, on a Unix socket", lambda: cluster.start(ETCD))
     timed(f"kube-apiserver {release()} at {cluster.place.url}, with RBAC", lambda: cluster.start(SERVER))
     timed("kube-controller-manager", lambda: cluster.start(CONTROLLERS))
-    if crds:
+    if crds or nodes:
         timed("our resource definitions", cluster.apply_crds)
     if nodes:
         node.up(cluster, paper)
@@ -87,14 +87,12 @@ def down(lab: Lab) -> bool:
 
 
 def _remove(lab: Lab) -> None:
-    made: list[str] = []
     with contextlib.suppress(LabError):  # no record: then nothing was started, or the cgroup has it
         cluster = Cluster.load(lab)
-        made = cluster.made
         for process in reversed(cluster.processes.values()):  # each needs those before it
             end(process, signal.SIGTERM, STOP_WITHIN)
     kill_cgroup(f"{cgroup2_root()}/{lab.name}")
-    node.remove(lab, made)
+    node.remove(lab)
     shutil.rmtree(lab.state, ignore_errors=True)
     if os.path.exists(lab.state):
         raise LabError(f"{lab.state} cannot be removed")

@@ -7,21 +7,26 @@ hierarchy; its processes and all of its containers are in the lab's cgroup, so t
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
+import glob
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from lab import topology
-from lab.kube import image
+from lab.kube import image, network
 from lab.kube.build import NODE, missing, program, release
 from lab.kube.cluster import READY_WITHIN, Cluster
 from lab.kube.components import SCHEDULER
 from lab.kube.pki import Authority
-from lab.layout import NODE_ADDRESS, NODES, STANDARD_CNI, Lab, LabError
+from lab.layout import NODE_ADDRESS, NODES, STATE_ROOT, Lab, LabError
+from lab.nodes import BIN as PROGRAMS
+from lab.nodes import HEALTH_PORT, agent, entering, http_get
+from lab.pods import cgroup
 from lab.process import cgroup2_root, run
 from lab.table import Paper
 
@@ -34,11 +39,16 @@ POINTS = {
     "log-pods": "/var/log/pods",
     "log-containers": "/var/log/containers",
     "etc-cni": "/etc/cni",
+    "opt-cni": "/opt/cni",
+    "run-spidernet": "/run/spidernet",
+    "lib-spidernet": "/var/lib/spidernet",
 }
 """Folder of the node, and where it is on the node."""
 KERNEL = {"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
 """What a kubelet wants of the kernel. It gets to see it, and the machine's own settings stay as they are."""
 SOCKET = "/run/containerd/containerd.sock"
+_MADE = f"{STATE_ROOT}/.points"
+"""Which of the mount points labs have made."""
 
 
 def preflight() -> None:
@@ -46,9 +56,10 @@ def preflight() -> None:
     wrong = []
     packages = {"containerd": "containerd", "runc": "runc", "nsenter": "util-linux", "ip": "iproute2"}
     wrong += [f"{name} (apt install {package})" for name, package in packages.items() if shutil.which(name) is None]
-    files = {image.BUSYBOX: "busybox-static", f"{STANDARD_CNI}/ptp": "containernetworking-plugins"}
-    wrong += [f"{path} (apt install {package})" for path, package in files.items() if not os.access(path, os.X_OK)]
-    wrong += [f"{name} {release()} (python -m lab.kube build --node)" for name in missing(NODE)]
+    if not os.access(image.BUSYBOX, os.X_OK):
+        wrong.append(f"{image.BUSYBOX} (apt install busybox-static)")
+    wrong += [f"{name} (python -m lab.kube build --node)" for name in missing(NODE)]
+    wrong += [f"{name} (plugins/shim/build.sh)" for name in network.absent()]
     if wrong:
         raise LabError(f"missing: {', '.join(wrong)}")
 
@@ -61,28 +72,57 @@ def up(cluster: Cluster, paper: Paper) -> None:
     cluster.kubeconfig("system:kube-scheduler")
     cluster.start(SCHEDULER)
     topology.create(lab)
-    cluster.made = _make_points()
-    cluster.save()
+    network.install(cluster)
+    # The place for what runs once in a cluster, spiderpool-controller: after its rights, before pods want addresses.
     for node in NODES:
         cluster.kubeconfig(f"system:node:{node.name}", ["system:nodes"])
         authority.issue(node.name, node.name, hosts=[node.name, *NODE_ADDRESS[node.name]])
-        _prepare(cluster, node.name, len(cluster.processes))
+        _prepare(cluster, node.name)
+        network.prepare(cluster, node.name)
+        with _points_locked():
+            _make_points()
         start_init(cluster, node.name)
         start_containerd(cluster, node.name)
+        start_agent(cluster, node.name)
     for node in NODES:
         start_kubelet(cluster, node.name)
     names = " and ".join(node.name for node in NODES)
-    paper.step(f"kube-scheduler, {names}: kubelet {release()} on containerd and runc", time.monotonic() - begin)
+    paper.step(f"{names}: kubelet {release()}, containerd, Multus, spiderpool-agent", time.monotonic() - begin)
 
 
-def _make_points() -> list[str]:
-    """Make the mount points that this machine does not have; which, innermost last."""
-    made = []
+@contextlib.contextmanager
+def _points_locked() -> Iterator[None]:
+    """Alone with the mount points, which all labs share."""
+    root = os.open(STATE_ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(root, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(root)
+
+
+def _make_points() -> None:
+    """Make the mount points that this machine does not have, and write down which."""
     for target in POINTS.values():
         if not os.path.isdir(target):
+            with open(_MADE, "a") as made:
+                made.write(f"{target}\n")
             os.makedirs(target)
-            made.append(target)
-    return made
+
+
+def _remove_points(lab: Lab) -> None:
+    """Remove the mount points that labs made, if this is the last lab that uses them.
+
+    To remove a folder on which another mount namespace has something mounted succeeds, and takes the mount away.
+    """
+    used = glob.glob(f"{STATE_ROOT}/*/*/{next(iter(POINTS))}")
+    if any(not path.startswith(f"{lab.state}/") for path in used) or not os.path.exists(_MADE):
+        return
+    with open(_MADE) as made:
+        for target in reversed(made.read().split()):
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                os.rmdir(target)
+    os.unlink(_MADE)
 
 
 def hierarchies() -> list[str]:
@@ -96,7 +136,7 @@ def pods_cgroup(lab: Lab, node: str) -> str:
     return f"/{lab.name}/{node}/pods"
 
 
-def _prepare(cluster: Cluster, node: str, number: int) -> None:
+def _prepare(cluster: Cluster, node: str) -> None:
     lab, folder = cluster.place.lab, cluster.place.lab.node(node)
     for name in (*POINTS, "sys", "images"):
         os.makedirs(f"{folder}/{name}", mode=0o755)
@@ -117,10 +157,7 @@ def _prepare(cluster: Cluster, node: str, number: int) -> None:
     with open(f"{folder}/kubelet.yaml", "w") as file:
         yaml.safe_dump(_kubelet(cluster, node), file, sort_keys=False)
     with open(f"{folder}/containerd.toml", "w") as file:
-        file.write(_CONTAINERD.format(pause=image.PAUSE, cni=STANDARD_CNI))
-    os.makedirs(f"{folder}/etc-cni/net.d")
-    with open(f"{folder}/etc-cni/net.d/10-default.conflist", "w") as file:
-        json.dump(_default_network(number), file)
+        file.write(_CONTAINERD.format(pause=image.PAUSE, bin=network.BIN, configuration=network.CONFIGURATION))
 
 
 _CONTAINERD = """\
@@ -131,18 +168,11 @@ version = 2
   # Without CAP_SYS_RESOURCE nobody may lower it, and runc fails with an EOF.
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "{cni}"
-    conf_dir = "/etc/cni/net.d"
+    bin_dir = "{bin}"
+    conf_dir = "{configuration}"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
 """
-
-
-def _default_network(number: int) -> dict[str, Any]:
-    """A network that reaches the node and no further, for the pods' first NIC."""
-    ranges = [[{"subnet": f"10.244.{number}.0/24"}]]
-    ipam = {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]}
-    return {"cniVersion": "0.4.0", "name": "default", "plugins": [{"type": "ptp", "ipMasq": False, "ipam": ipam}]}
 
 
 def _kubelet(cluster: Cluster, node: str) -> dict[str, Any]:
@@ -214,8 +244,23 @@ def start_containerd(cluster: Cluster, node: str) -> None:
     containerd = shutil.which("containerd") or "containerd"
     command = on_node(cluster, node, containerd, "--config", f"{folder}/containerd.toml")
     cluster.launch(f"{node}-containerd", command, ready, folder=f"{node}/system")
+    inside = entering(cgroup(cluster.place.lab, node, "system"))
     for path in image.write(f"{folder}/images"):
-        run(on_node(cluster, node, "ctr", "-n", "k8s.io", "image", "import", path), timeout=60)
+        importing = on_node(cluster, node, "ctr", "-n", "k8s.io", "image", "import", path)
+        run(importing, before=inside, timeout=60)
+
+
+def start_agent(cluster: Cluster, node: str) -> None:
+    """Our agent, ready. Raises LabError."""
+    lab = cluster.place.lab
+
+    def ready() -> bool:
+        with contextlib.suppress(LabError):
+            return http_get(lab, node, HEALTH_PORT, "/v1/runtime/readiness")[0] == 200
+        return False
+
+    argv = [f"{PROGRAMS}/spiderpool-agent", "--config", f"{lab.node(node)}/agent.yaml"]
+    cluster.launch(agent(node), on_node(cluster, node, *argv), ready, folder=f"{node}/agent")
 
 
 def start_kubelet(cluster: Cluster, node: str) -> None:
@@ -237,7 +282,7 @@ def start_kubelet(cluster: Cluster, node: str) -> None:
     cluster.launch(f"{node}-kubelet", on_node(cluster, node, *argv), ready, folder=f"{node}/system")
 
 
-def remove(lab: Lab, made: list[str]) -> None:
+def remove(lab: Lab) -> None:
     """What is left when all processes have ended. Raises LabError."""
     deadline = time.monotonic() + READY_WITHIN
     for root in hierarchies():
@@ -251,6 +296,8 @@ def remove(lab: Lab, made: list[str]) -> None:
                         raise LabError(f"cannot remove {path}: {error}") from error
                     time.sleep(0.02)
     topology.remove(lab)
-    for target in made:
-        with contextlib.suppress(OSError):  # somebody else has put something there
-            os.rmdir(target)
+    if os.path.isdir(lab.state):
+        with _points_locked():
+            _remove_points(lab)
+            for node in NODES:
+                shutil.rmtree(lab.node(node.name), ignore_errors=True)

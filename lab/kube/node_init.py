@@ -24,6 +24,7 @@ MS_BIND, MS_REC, MS_PRIVATE, MS_SHARED = 0x1000, 0x4000, 1 << 18, 1 << 20
 MNT_DETACH = 2
 FOREIGN = ("/run/netns", "/run/spiderpool-lab/")
 """Where others mount what must not live on in our copy: network namespaces and eBPF pins."""
+BPFFS = "/sys/fs/bpf"
 HOST = "127.0.0.1"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,8 +34,9 @@ def _checked(result: int, what: str) -> None:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
-def _mount(source: str, target: str, flags: int) -> None:
-    result = _libc.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(flags), None)
+def _mount(source: str, target: str, flags: int, kind: str | None = None) -> None:
+    type_ = None if kind is None else kind.encode()
+    result = _libc.mount(os.fsencode(source), os.fsencode(target), type_, ctypes.c_ulong(flags), None)
     _checked(result, f"mount {target}")
 
 
@@ -85,6 +87,7 @@ def main(netns: str, port: int, folders: list[str]) -> None:
         _mount(source, target, MS_BIND)
         if os.path.isdir(source):
             _mount("none", target, MS_SHARED)  # volumes and network namespaces reach containers that ask for it
+    _mount("bpf", BPFFS, 0, "bpf")  # what is pinned there ends with the node
     asyncio.run(_serve(door, port))
 
 

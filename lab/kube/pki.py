@@ -100,6 +100,13 @@ class Authority:
             "client-certificate-data": _base64(f"{self.folder}/{name}.crt"),
             "client-key-data": _base64(f"{self.folder}/{name}.key"),
         }
+        return self._kubeconfig(name, user, server)
+
+    def token_kubeconfig(self, name: str, token: str, server: str) -> dict[str, Any]:
+        """The same for somebody with a token."""
+        return self._kubeconfig(name, {"token": token}, server)
+
+    def _kubeconfig(self, name: str, user: dict[str, str], server: str) -> dict[str, Any]:
         return {
             "apiVersion": "v1",
             "kind": "Config",
