@@ -22,6 +22,7 @@ from api.ranges import Family, IPSet, Network, parse_address, parse_network, ran
 from api.validate import ranges
 from api.validate.fields import FieldError, forbidden, invalid
 from api.validate.selectors import selector_errors
+from api.validate.verdict import Denial, terminating_denial
 
 _NAMED_IN_USE = 10
 """How many addresses in use one refused update names; a pool may have millions."""
@@ -75,12 +76,11 @@ def updated_pool_errors(
 ) -> list[FieldError]:
     """All that is wrong with the change from `old` to `new`, which `default_pool` has seen.
 
-    `claims` are at least the pool's own claims. A terminating pool may only lose its finalizer.
+    `claims` are at least the pool's own claims. A terminating pool may only lose finalizers.
     """
     if ranges.is_terminating(old):
-        if FINALIZER in new.metadata.finalizers:
-            return [forbidden("metadata.deletionTimestamp", "cannot update a terminating IPPool")]
-        return []
+        denial = updated_pool_denial(old, new)
+        return [forbidden("metadata.deletionTimestamp", denial.detail)] if denial else []
     before = pool_addresses(old.spec)
     rivals = [other for other in others if other.metadata.name != new.metadata.name]
     return [
@@ -90,6 +90,17 @@ def updated_pool_errors(
         *_spec_errors(new.spec, before, rivals),
         *_in_use_errors(new, before, claims),
     ]
+
+
+def updated_pool_denial(old: Pool, new: Pool) -> Denial | None:
+    """Why a terminating pool may not be changed so; None for a pool that is not terminating."""
+    return terminating_denial(old, new, "IPPool", FINALIZER)
+
+
+def deleted_pool_denial(pool: Pool, claims: Iterable[Claim]) -> Denial | None:
+    """Why the pool cannot be deleted, where deletion is guarded: `claims` are at least the pool's own."""
+    held = sum(1 for claim in claims if claim.spec.pool == pool.metadata.name and claim.spec.state == "Allocated")
+    return Denial("Forbidden", f"cannot delete an IPPool with allocated IPs({held})") if held else None
 
 
 def pool_addresses(spec: PoolSpec) -> IPSet:

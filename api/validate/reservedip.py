@@ -15,6 +15,7 @@ from api.ranges import Family
 from api.reservedip import ReservedIP
 from api.validate import ranges
 from api.validate.fields import FieldError, forbidden
+from api.validate.verdict import Denial, terminating_denial
 
 
 def default_reserved_ip(reserved: ReservedIP) -> ReservedIP:
@@ -36,11 +37,17 @@ def updated_reserved_ip_errors(
 ) -> list[FieldError]:
     """All that is wrong with the change from `old` to `new`, which `default_reserved_ip` has seen."""
     if ranges.is_terminating(old):
-        return [forbidden("metadata.deletionTimestamp", "cannot update a terminating ReservedIP")]
+        denial = updated_reserved_ip_denial(old, new)
+        return [forbidden("metadata.deletionTimestamp", denial.detail)] if denial else []
     return [
         *ranges.immutable_errors("spec.ipVersion", old.spec.ip_version, new.spec.ip_version),
         *_errors(new, families),
     ]
+
+
+def updated_reserved_ip_denial(old: ReservedIP, new: ReservedIP) -> Denial | None:
+    """Why a terminating object may not be changed so; None for one that is not terminating."""
+    return terminating_denial(old, new, "ReservedIP")
 
 
 def _errors(reserved: ReservedIP, families: Collection[Family]) -> Iterator[FieldError]:
