@@ -124,7 +124,8 @@ async def open_servers(health: Health, settings: HealthSettings) -> list[HttpSer
     """The servers that the settings ask for. Raises OSError."""
     servers: list[HttpServer] = []
     metrics: dict[str, Page] = {"/metrics": metrics_page}
-    ports = ((health.pages(), settings.host, settings.port), (metrics, settings.metrics_host, settings.metrics_port))
+    metrics_port = settings.metrics_port if settings.metrics_enabled else 0
+    ports = ((health.pages(), settings.host, settings.port), (metrics, settings.metrics_host, metrics_port))
     for content, host, port in ports:
         if port:
             servers.append(HttpServer(content))

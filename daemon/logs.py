@@ -7,11 +7,23 @@ import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Final
 
 import msgspec
 
 CALL: ContextVar[Mapping[str, str]] = ContextVar("CALL", default={})  # noqa: B039 (never changed in place)
 """Members that each log line of the running call gets: pod, container, command and so on."""
+
+LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+    "panic": logging.CRITICAL,
+}
+"""Names of levels, upstream's among them."""
 
 _encoder = msgspec.json.Encoder(enc_hook=repr)
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
@@ -41,8 +53,8 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Send everything of at least `level` (a name of the logging module) to standard error."""
+    """Send everything of at least `level` (a name of `LEVELS`, in any case) to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=LEVELS[level.lower()], handlers=[handler], force=True)
     logging.captureWarnings(capture=True)

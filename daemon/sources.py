@@ -1,8 +1,12 @@
-"""The four places where a setting may come from, and the page that describes all of them.
+"""The places where a setting may come from, and the page that describes all of them.
 
 A setting `ipam.conflict_moves` is written `ipam: {conflict_moves: 3}` in the file, SPIDERPOOL_IPAM_CONFLICT_MOVES in
 the environment and --ipam-conflict-moves as a flag. A flag wins over the environment, that over the file, that over
 the default. Names, types and help all come from the dataclasses: there is nothing to keep in step.
+
+Upstream's names work too, where a field's metadata has them (`daemon.upstream`): its environment variables come after
+ours, its `conf.yml` (`--config-path`) comes after our file. So the order is flag, our variable, upstream's variable,
+our file, conf.yml, default. An unknown key of conf.yml is a warning and no error: upstream's next release may have it.
 """
 
 from __future__ import annotations
@@ -12,17 +16,22 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import logging
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
+
+from daemon.logs import configure
+from daemon.upstream import COMMAND, CONF_KEYS, CONF_PATH, NOTHING, Upstream, flatten, names_of, trusted
 
 S = TypeVar("S")
 Value = str | int | float | bool | tuple[str, ...]
 _PREFIX = "SPIDERPOOL_"
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_TRUE, _FALSE = ("true", "yes", "on", "1", "t"), ("false", "no", "off", "0", "f")
+_log = logging.getLogger(__name__)
 
 
 class SettingsError(Exception):
@@ -37,6 +46,7 @@ class Key:
     name: str
     type: Any
     default: Value
+    upstream: Upstream = NOTHING
 
     @property
     def path(self) -> str:
@@ -87,7 +97,7 @@ def _closest(name: str, known: Mapping[str, object]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(known)}"
 
 
-def _collect(keys_by_source: Sequence[tuple[str, Key, str]]) -> dict[str, Value]:
+def _collect(keys_by_source: Iterable[tuple[str, Key, str]]) -> dict[str, Value]:
     """Parse (source's name for it, key, text) triples. Raises SettingsError."""
     result: dict[str, Value] = {}
     for source, key, text in keys_by_source:
@@ -96,6 +106,23 @@ def _collect(keys_by_source: Sequence[tuple[str, Key, str]]) -> dict[str, Value]
         except ValueError as error:
             raise SettingsError(f"{source}: {error}") from None
     return result
+
+
+def _from_environment(key: Key, environ: Mapping[str, str]) -> Iterator[tuple[str, Key, str]]:
+    """The variable that decides the setting, if one does. Raises SettingsError."""
+    if key.variable in environ:
+        yield key.variable, key, environ[key.variable].strip()
+        return
+    for variable in key.upstream.variables:
+        text = environ.get(variable, "").strip()
+        if text:
+            try:
+                yield variable, key, key.upstream.translate(text) if key.upstream.translate else text
+            except ValueError as error:
+                raise SettingsError(f"{variable}: {error}") from None
+            return
+        if variable in environ and key.upstream.required:
+            raise SettingsError(f"{variable}: must not be empty")
 
 
 def to_yaml(settings: Any) -> str:
@@ -108,6 +135,24 @@ def to_yaml(settings: Any) -> str:
         for room, members in tree.items()
     }
     return str(yaml.safe_dump(plain, sort_keys=False))
+
+
+def _parse_file(path: str) -> object:
+    """A YAML document; an empty one is an empty mapping. Raises SettingsError."""
+    import yaml  # noqa: PLC0415 (only who has a file pays for the parser)
+
+    try:
+        with open(path, "rb") as file:
+            return yaml.safe_load(file) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def _early_warning(text: str) -> None:
+    """Log before the settings that configure logging are known."""
+    if not logging.getLogger().handlers:
+        configure("warning")
+    _log.warning(text)
 
 
 def docstrings(kind: type[Any]) -> dict[str, str]:
@@ -136,6 +181,13 @@ def _written(value: Value) -> str:
     return str(value) if value != "" else "(empty)"
 
 
+def _called_upstream(names: Upstream) -> str:
+    """Upstream's names, for the reference page."""
+    keys = [f"`{name}` in conf.yml" for name in names.keys]
+    both = keys + [f"`{name}`" for name in names.variables]
+    return f" Upstream: {', '.join(both)}." if both else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Sources(Generic[S]):
     """Where the settings of one program come from."""
@@ -162,17 +214,12 @@ class Sources(Generic[S]):
             hints = get_type_hints(kind)
             defaults = kind()
             for item in dataclasses.fields(kind):
-                yield Key(room, item.name, hints[item.name], getattr(defaults, item.name))
+                names = names_of(item.metadata)
+                yield Key(room, item.name, hints[item.name], getattr(defaults, item.name), names)
 
     def read_file(self, path: str) -> dict[str, Value]:
         """Settings of a YAML file, by path. Raises SettingsError."""
-        import yaml  # noqa: PLC0415 (only who has a file pays for the parser)
-
-        try:
-            with open(path, "rb") as file:
-                document = yaml.safe_load(file) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise SettingsError(f"{path}: {error}") from None
+        document = _parse_file(path)
         known = {key.path: key for key in self.keys()}
         result: dict[str, Value] = {}
         for name, value in self._flatten(path, document):
@@ -182,6 +229,27 @@ class Sources(Generic[S]):
                 result[name] = parse_yaml(known[name].type, value)
             except ValueError as error:
                 raise SettingsError(f"{path}: {name}: {error}") from None
+        return result
+
+    def read_conf(self, path: str) -> dict[str, Value]:
+        """Settings of upstream's configuration file, by path; what is unknown is logged. Raises SettingsError."""
+        document = _parse_file(path)
+        if not isinstance(document, dict):
+            raise SettingsError(f"{path}: the document is not a mapping of settings")
+        there = dict(flatten(document))
+        for name in there.keys() - CONF_KEYS:
+            _early_warning(f"{path}: {name} is not a key that is known{_closest(name, dict.fromkeys(CONF_KEYS))}")
+        result: dict[str, Value] = {}
+        for key in self.keys():
+            for name in [name for name in key.upstream.keys if name in there][:1]:
+                translate = key.upstream.translate
+                try:
+                    if translate is None:
+                        result[key.path] = parse_yaml(key.type, there[name])
+                    else:
+                        result[key.path] = parse_text(key.type, translate(str(parse_yaml(str, there[name]))))
+                except ValueError as error:
+                    raise SettingsError(f"{path}: {name}: {error}") from None
         return result
 
     def _flatten(self, path: str, document: object) -> Iterator[tuple[str, object]]:
@@ -210,6 +278,9 @@ class Sources(Generic[S]):
         """The command line. The docstrings cost a parse of the sources, so they are there only for `--help`."""
         parser = argparse.ArgumentParser(self.program, allow_abbrev=False, description=self.description)
         parser.add_argument("--config", metavar="FILE", help="YAML file with settings; also SPIDERPOOL_CONFIG")
+        parser.add_argument(
+            "--config-path", metavar="FILE", help=f"upstream's conf.yml; after `{COMMAND}`: {CONF_PATH}"
+        )
         parser.add_argument("--print-settings", action="store_true", help="print all settings as YAML and exit")
         texts = {room: docstrings(kind) if documented else {} for room, kind in self.rooms().items()}
         for key in self.keys():
@@ -220,11 +291,19 @@ class Sources(Generic[S]):
 
     def load(self, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[S, bool]:
         """Settings out of all sources, and whether they are only to be printed. Raises SettingsError, SystemExit."""
+        as_upstream = list(argv[:1]) == [COMMAND]
+        argv = argv[1:] if as_upstream else argv
         arguments = vars(self.build_parser(documented="--help" in argv or "-h" in argv).parse_args(argv))
+        conf = arguments["config_path"]
+        if conf is None and as_upstream and os.path.exists(CONF_PATH):
+            if not trusted(CONF_PATH):
+                raise SettingsError(f"{CONF_PATH}: it, or a folder above it, is not root's; name it with --config-path")
+            conf = CONF_PATH
+        values = self.read_conf(conf) if conf else {}
         file = arguments["config"] or environ.get(f"{_PREFIX}CONFIG", "")
-        values = self.read_file(file) if file else {}
+        values |= self.read_file(file) if file else {}
         everything = list(self.keys())
-        values |= _collect([(k.variable, k, environ[k.variable]) for k in everything if k.variable in environ])
+        values |= _collect(found for key in everything for found in _from_environment(key, environ))
         values |= _collect([(k.flag, k, arguments[k.path]) for k in everything if arguments[k.path] is not None])
         return self.compose(values), bool(arguments["print_settings"])
 
@@ -240,6 +319,12 @@ class Sources(Generic[S]):
             "(`--config FILE` or `SPIDERPOOL_CONFIG`: `ipam: {conflict_moves: 3}`), the default. Lists are separated",
             "by commas outside the file. An unknown key in the file is an error.",
             f"`{self.program} --print-settings` prints what is in force.",
+            "",
+            "Upstream's names are honoured where one is given below: its variable comes after ours and before the",
+            "file, its `conf.yml` after the file. That is the file of `--config-path`, and after the word `daemon`,",
+            f"with which upstream's command line begins, `{CONF_PATH}` if it is there.",
+            "An unknown key of it is a warning. Where a key is absent the default below counts, also where",
+            "upstream's program has another one than its chart.",
         ]
         every = list(self.keys())
         for room, kind in self.rooms().items():
@@ -248,7 +333,7 @@ class Sources(Generic[S]):
             lines += ["", "| setting | type | default | meaning |", "|---|---|---|---|"]
             for key in every:
                 if key.room == room:
-                    meaning = texts.get(key.name, "").replace("|", "\\|")
+                    meaning = texts.get(key.name, "").replace("|", "\\|") + _called_upstream(key.upstream)
                     lines.append(f"| `{key.path}` | {_type_name(key.type)} | `{_written(key.default)}` | {meaning} |")
         return "\n".join(lines) + "\n"
 
