@@ -47,7 +47,9 @@ class Workload(Struct, frozen=True, kw_only=True):
     namespace: str = ""
     """Namespace of the pod."""
     name: str = ""
-    """Name of the pod."""
+    """Name of the pod, or of the virtual machine whose pods come and go while it keeps its addresses."""
+    pod: str = ""
+    """Name of the pod where that is not `name`; empty otherwise."""
     controller: Controller | None = None
 
 
@@ -60,6 +62,22 @@ class Quarantine(Struct, frozen=True, kw_only=True):
     """MAC address that answered."""
     until: Timestamp
     """RFC 3339; the claim may be deleted after this time."""
+
+
+class Provided(Struct, frozen=True, kw_only=True):
+    """What an infrastructure provider must know and has answered about the address.
+
+    Written with the claim, before the provider is asked: whoever deletes the claim knows that it must be told.
+    """
+
+    subnet: str
+    """The pool's subnet, as the provider knows it."""
+    parent_mac: str
+    """MAC address of the node's NIC that carries the pod's."""
+    mac: str = ""
+    """MAC address that the pod's NIC must have; empty until the provider has answered."""
+    vlan: int | None = None
+    """VLAN ID that the pod's NIC must have."""
 
 
 class ClaimSpec(Struct, frozen=True, kw_only=True):
@@ -93,6 +111,7 @@ class ClaimSpec(Struct, frozen=True, kw_only=True):
     """Path of the network namespace as the runtime named it, for repair after a restart."""
     netns_inode: int = 0
     """Inode of that namespace: the path may since name another one."""
+    provided: Provided | None = None
     quarantine: Quarantine | None = None
 
 
