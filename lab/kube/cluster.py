@@ -24,11 +24,9 @@ from lab.nodes import entering
 from lab.pods import cgroup
 from lab.process import Started, alive, end, last_lines, record, run, spawn
 
-CRDS = (
-    f"{SOURCES}/api/crds",
-    f"{os.path.dirname(os.path.abspath(__file__))}/manifests/network-attachment-definition.yaml",
-)
-"""Our definitions, a folder; and that of the networks that Multus reads and our controller writes."""
+CRDS = f"{SOURCES}/api/crds"
+NETWORKS = f"{os.path.dirname(os.path.abspath(__file__))}/manifests/network-attachment-definition.yaml"
+"""The definition of what Multus reads and our controller writes."""
 ACCOUNTS_LAST = "24h"
 """For how long service accounts' tokens hold: longer than a lab."""
 READY_WITHIN = 90.0
@@ -134,8 +132,8 @@ class Cluster:
         return path
 
     def apply_crds(self) -> None:
-        """Apply our CRDs and wait until they are served. Raises LabError."""
-        files = [word for path in CRDS for word in ("-f", path)]
+        """Apply our CRDs and that of networks, and wait until they are served. Raises LabError."""
+        files = ("-f", CRDS, "-f", NETWORKS)
         self.kubectl("apply", "--server-side", *files)
         self.kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
         # The server opens the storage of a kind when it is first asked, and says 429 until its watch cache is filled.
@@ -203,8 +201,7 @@ class Cluster:
 
 def _collections() -> Iterator[str]:
     """The path of each kind that the definitions define."""
-    folder, other = CRDS
-    for path in (*(f"{folder}/{name}" for name in sorted(os.listdir(folder))), other):
+    for path in (*(f"{CRDS}/{name}" for name in sorted(os.listdir(CRDS))), NETWORKS):
         with open(path) as file:
             for document in filter(None, yaml.safe_load_all(file)):
                 spec = document["spec"]

@@ -11,6 +11,7 @@ import fcntl
 import glob
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +28,7 @@ from lab.layout import NODE_ADDRESS, NODES, STATE_ROOT, Lab, LabError
 from lab.nodes import BIN as PROGRAMS
 from lab.nodes import HEALTH_PORT, agent, entering, http_get
 from lab.pods import cgroup
-from lab.process import cgroup2_root, run
+from lab.process import cgroup2_root, end, kill_cgroup, run
 from lab.table import Paper
 
 POINTS = {
@@ -81,11 +82,8 @@ def up(cluster: Cluster, paper: Paper) -> None:
         network.prepare(cluster, node.name)
         with _points_locked():
             _make_points()
-        start_init(cluster, node.name)
-        start_containerd(cluster, node.name)
-        start_agent(cluster, node.name)
     for node in NODES:
-        start_kubelet(cluster, node.name)
+        start(cluster, node.name)
     names = " and ".join(node.name for node in NODES)
     paper.step(f"{names}: kubelet {release()}, containerd, Multus, spiderpool-agent", time.monotonic() - begin)
 
@@ -125,6 +123,31 @@ def _remove_points(lab: Lab) -> None:
     os.unlink(_MADE)
 
 
+def start(cluster: Cluster, node: str) -> None:
+    """Everything that runs on the node; it is Ready when it returns. Raises LabError."""
+    _make_cgroups(cluster.place.lab, node)
+    start_init(cluster, node)
+    start_containerd(cluster, node)
+    start_agent(cluster, node)
+    start_kubelet(cluster, node)
+
+
+def kill(cluster: Cluster, node: str) -> None:
+    """Pull the node's plug: all of it ends at once, pods too, and what is in memory is lost. Raises LabError.
+
+    `start` is how it comes back.
+    """
+    lab = cluster.place.lab
+    kill_cgroup(f"{cgroup2_root()}/{lab.name}/{node}")
+    for name in [name for name in cluster.processes if name.startswith(f"{node}-")]:
+        end(cluster.processes.pop(name), signal.SIGKILL, READY_WITHIN)  # it is dead; nobody else waits for our children
+    cluster.save()
+    for name, target in POINTS.items():
+        if target.startswith("/run/"):
+            shutil.rmtree(f"{lab.node(node)}/{name}")
+            os.makedirs(f"{lab.node(node)}/{name}", mode=0o755)
+
+
 def hierarchies() -> list[str]:
     """Where cgroup v1 hierarchies are mounted; none on a machine with v2 alone."""
     with open("/proc/mounts") as mounts:
@@ -137,12 +160,20 @@ def pods_cgroup(lab: Lab, node: str) -> str:
 
 
 def _prepare(cluster: Cluster, node: str) -> None:
-    lab, folder = cluster.place.lab, cluster.place.lab.node(node)
+    folder = cluster.place.lab.node(node)
     for name in (*POINTS, "sys", "images"):
         os.makedirs(f"{folder}/{name}", mode=0o755)
     for name, value in KERNEL.items():
         with open(f"{folder}/sys/{os.path.basename(name)}", "w") as file:
             file.write(f"{value}\n")
+    with open(f"{folder}/kubelet.yaml", "w") as file:
+        yaml.safe_dump(_kubelet(cluster, node), file, sort_keys=False)
+    with open(f"{folder}/containerd.toml", "w") as file:
+        file.write(_CONTAINERD.format(pause=image.PAUSE, bin=network.BIN, configuration=network.CONFIGURATION))
+
+
+def _make_cgroups(lab: Lab, node: str) -> None:
+    """The cgroup of the node's pods, in every hierarchy."""
     for root in (*hierarchies(), cgroup2_root()):
         path = root
         for name in pods_cgroup(lab, node).strip("/").split("/"):
@@ -154,10 +185,6 @@ def _prepare(cluster: Cluster, node: str) -> None:
                     if root in hierarchies():
                         with open(f"{path}/{setting}", "w") as own:
                             own.write(value)
-    with open(f"{folder}/kubelet.yaml", "w") as file:
-        yaml.safe_dump(_kubelet(cluster, node), file, sort_keys=False)
-    with open(f"{folder}/containerd.toml", "w") as file:
-        file.write(_CONTAINERD.format(pause=image.PAUSE, bin=network.BIN, configuration=network.CONFIGURATION))
 
 
 _CONTAINERD = """\
@@ -199,6 +226,7 @@ def _kubelet(cluster: Cluster, node: str) -> dict[str, Any]:
         "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,
         "nodeStatusUpdateFrequency": "5s",
+        "nodeLeaseDurationSeconds": 8,  # renewed every two seconds
     }
 
 
@@ -212,6 +240,8 @@ def start_init(cluster: Cluster, node: str) -> None:
     for name in KERNEL:
         argv += [f"{folder}/sys/{os.path.basename(name)}", f"/proc/sys/{name}"]
     log = lab.log(f"{node}-init")
+    with open(log, "w"):  # what it said before the node was killed does not count
+        pass
 
     def ready() -> bool:
         with open(log) as file:

@@ -41,6 +41,13 @@ def kube() -> Iterator[Cluster]:
         yield there
 
 
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Cluster]:
+    """The session's cluster with two nodes. Leave no pods and no addresses behind: tests compare them with nothing."""
+    with running(nodes=True) as there:
+        yield there
+
+
 @pytest.fixture
 def new_kube() -> Iterator[NewCluster]:
     """Clusters of the test's own, for those that stop one, restart one or count what is in it."""

@@ -7,41 +7,18 @@ import json
 import os
 import time
 import urllib.request
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from lab.kube import image, lifecycle, node
+from lab.kube import lifecycle, node
 from lab.kube.cluster import Cluster
 from lab.process import alive, cgroup2_root, in_netns, run, start_time
 from tests.kube.conftest import running
+from tests.kube.node_rig import workload
 from tests.kube.test_server import apply, assert_gone, get
 
 NODES = {"node1", "node2"}
-
-
-@pytest.fixture(scope="module")
-def pods() -> Iterator[Cluster]:
-    """A cluster with two nodes."""
-    with running(crds=False, nodes=True) as there:
-        yield there
-
-
-def workload(kind: str, name: str, replicas: int = 3) -> dict[str, object]:
-    probe = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}
-    container = {"name": "web", "image": image.WEB, "imagePullPolicy": "Never"}
-    template = {
-        "metadata": {"labels": {"app": name}},
-        "spec": {
-            "terminationGracePeriodSeconds": 1,
-            "containers": [container | {"readinessProbe": probe, "livenessProbe": probe}],
-        },
-    }
-    spec = {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": template}
-    return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 def ready(there: Cluster, kind: str, name: str) -> list[Any]:
@@ -57,74 +34,74 @@ def answer(url: str) -> bytes:
 
 
 class TestNode:
-    def test_workloads_come_and_pass_their_probes(self, pods: Cluster) -> None:
-        apply(pods, workload("Deployment", "web"))
-        apply(pods, workload("StatefulSet", "db"))
-        found = ready(pods, "deployment", "web") + ready(pods, "statefulset", "db")
+    def test_workloads_come_and_pass_their_probes(self, nodes: Cluster) -> None:
+        apply(nodes, workload("Deployment", "web"))
+        apply(nodes, workload("StatefulSet", "db"))
+        found = ready(nodes, "deployment", "web") + ready(nodes, "statefulset", "db")
         assert {pod["spec"]["nodeName"] for pod in found} == NODES
         assert len({pod["status"]["podIP"] for pod in found}) == len(found) == 6
         for pod in found:
             # What the node reaches by the pod's network, seen from the node's own namespace.
             url = f"http://{pod['status']['podIP']}:8080/"
-            where = pods.place.lab.netns_path(pod["spec"]["nodeName"])
+            where = nodes.place.lab.netns_path(pod["spec"]["nodeName"])
             assert in_netns(where, partial(answer, url)) == b"ok\n"
-        pods.kubectl("scale", "deployment/web", "--replicas=5")
-        assert len(ready(pods, "deployment", "web")) == 5
-        first = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in ready(pods, "statefulset", "db")}
-        pods.kubectl("delete", "pod", "db-1", "--timeout=30s")
-        again = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in ready(pods, "statefulset", "db")}
+        nodes.kubectl("scale", "deployment/web", "--replicas=5")
+        assert len(ready(nodes, "deployment", "web")) == 5
+        first = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in ready(nodes, "statefulset", "db")}
+        nodes.kubectl("delete", "pod", "db-1", "--timeout=30s")
+        again = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in ready(nodes, "statefulset", "db")}
         assert again.keys() == first.keys()
         assert again["db-1"] != first["db-1"]
-        pods.kubectl("delete", "deployment/web", "statefulset/db", "--timeout=30s")
-        pods.kubectl("wait", "--for=delete", "pod", "--all", "--timeout=60s", timeout=70)
+        nodes.kubectl("delete", "deployment/web", "statefulset/db", "--timeout=30s")
+        nodes.kubectl("wait", "--for=delete", "pod", "--all", "--timeout=60s", timeout=70)
         for name in NODES:
-            assert glob.glob(f"{pods.place.lab.node(name)}/run-netns/*") == []
+            assert glob.glob(f"{nodes.place.lab.node(name)}/run-netns/*") == []
 
-    def test_a_pod_moves_when_its_node_is_closed(self, pods: Cluster) -> None:
-        apply(pods, workload("Deployment", "mover", 1))
-        (pod,) = ready(pods, "deployment", "mover")
-        pods.kubectl("drain", pod["spec"]["nodeName"], "--ignore-daemonsets", "--timeout=30s")
-        (moved,) = ready(pods, "deployment", "mover")
+    def test_a_pod_moves_when_its_node_is_closed(self, nodes: Cluster) -> None:
+        apply(nodes, workload("Deployment", "mover", 1))
+        (pod,) = ready(nodes, "deployment", "mover")
+        nodes.kubectl("drain", pod["spec"]["nodeName"], "--ignore-daemonsets", "--timeout=30s")
+        (moved,) = ready(nodes, "deployment", "mover")
         assert {pod["spec"]["nodeName"], moved["spec"]["nodeName"]} == NODES
-        pods.kubectl("uncordon", pod["spec"]["nodeName"])
-        pods.kubectl("delete", "deployment/mover", "--timeout=30s")
+        nodes.kubectl("uncordon", pod["spec"]["nodeName"])
+        nodes.kubectl("delete", "deployment/mover", "--timeout=30s")
 
-    def test_it_holds_nobody_elses_namespaces(self, pods: Cluster) -> None:
-        mounts = Path(f"/proc/{pods.processes['node1-init'].pid}/mounts").read_text().splitlines()
+    def test_it_holds_nobody_elses_namespaces(self, nodes: Cluster) -> None:
+        mounts = Path(f"/proc/{nodes.processes['node1-init'].pid}/mounts").read_text().splitlines()
         assert not [line for line in mounts if line.split()[2] == "nsfs" and "/cni-" not in line.split()[1]]
         assert "nsfs" in Path("/proc/mounts").read_text()  # the lab's own, at least
 
-    def test_pods_are_in_the_labs_cgroup(self, pods: Cluster) -> None:
-        apply(pods, workload("Deployment", "inside", 1))
-        (pod,) = ready(pods, "deployment", "inside")
-        folder = f"{cgroup2_root()}{node.pods_cgroup(pods.place.lab, pod['spec']['nodeName'])}"
+    def test_pods_are_in_the_labs_cgroup(self, nodes: Cluster) -> None:
+        apply(nodes, workload("Deployment", "inside", 1))
+        (pod,) = ready(nodes, "deployment", "inside")
+        folder = f"{cgroup2_root()}{node.pods_cgroup(nodes.place.lab, pod['spec']['nodeName'])}"
         found = [path for path in Path(folder).rglob("cgroup.procs") if path.read_text()]
         assert len(found) == 2  # pause and web
-        pods.kubectl("delete", "deployment/inside", "--timeout=30s")
+        nodes.kubectl("delete", "deployment/inside", "--timeout=30s")
 
-    def test_the_machines_kernel_settings_are_left_alone(self, pods: Cluster) -> None:
+    def test_the_machines_kernel_settings_are_left_alone(self, nodes: Cluster) -> None:
         for name, wanted in node.KERNEL.items():
-            seen = run(node.on_node(pods, "node1", "cat", f"/proc/sys/{name}")).strip()
+            seen = run(node.on_node(nodes, "node1", "cat", f"/proc/sys/{name}")).strip()
             assert seen == wanted
         ours = {name: Path(f"/proc/sys/{name}").read_text().strip() for name in node.KERNEL}
-        Path(f"{pods.place.lab.node('node1')}/sys/panic").write_text("77\n")
-        assert run(node.on_node(pods, "node1", "cat", "/proc/sys/kernel/panic")).strip() == "77"
+        Path(f"{nodes.place.lab.node('node1')}/sys/panic").write_text("77\n")
+        assert run(node.on_node(nodes, "node1", "cat", "/proc/sys/kernel/panic")).strip() == "77"
         assert ours == {name: Path(f"/proc/sys/{name}").read_text().strip() for name in node.KERNEL}
 
-    def test_a_kubelet_comes_back_to_its_pods(self, pods: Cluster) -> None:
-        apply(pods, workload("Deployment", "stay", 2))
-        before = {pod["metadata"]["uid"] for pod in ready(pods, "deployment", "stay")}
+    def test_a_kubelet_comes_back_to_its_pods(self, nodes: Cluster) -> None:
+        apply(nodes, workload("Deployment", "stay", 2))
+        before = {pod["metadata"]["uid"] for pod in ready(nodes, "deployment", "stay")}
         for name in NODES:
-            pods.stop(f"{name}-kubelet")
-            node.start_kubelet(pods, name)
-        found = ready(pods, "deployment", "stay")
+            nodes.stop(f"{name}-kubelet")
+            node.start_kubelet(nodes, name)
+        found = ready(nodes, "deployment", "stay")
         assert {pod["metadata"]["uid"] for pod in found} == before
         assert all(status["restartCount"] == 0 for pod in found for status in pod["status"]["containerStatuses"])
-        pods.kubectl("delete", "deployment/stay", "--timeout=30s")
+        nodes.kubectl("delete", "deployment/stay", "--timeout=30s")
 
     def test_down_with_pods_running_leaves_nothing(self) -> None:
         points = {target: os.path.isdir(target) for target in node.POINTS.values()}
-        with running(crds=False, nodes=True) as own:
+        with running(nodes=True) as own:
             apply(own, workload("Deployment", "left"))
             ready(own, "deployment", "left")
             inside = [
