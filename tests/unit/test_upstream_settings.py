@@ -107,7 +107,7 @@ def test_mistakes_in_conf_yml(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_a_conf_yml_that_is_named_must_be_there() -> None:
-    with pytest.raises(SettingsError, match="/no/conf.yml"):
+    with pytest.raises(SettingsError, match=r"/no/conf\.yml"):
         loaded("--config-path=/no/conf.yml")
 
 
