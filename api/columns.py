@@ -60,6 +60,17 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("CONTAINER", ".spec.containerID", description="Sandbox container.", priority=WIDE),
         Column("REASON", ".spec.quarantine.reason", description="Why it is quarantined.", priority=WIDE),
     ),
+    "SpiderCoordinator": (
+        Column("MODE", ".spec.mode", description="How pods reach their node."),
+        Column("PODCIDRTYPE", ".spec.podCIDRType", description="Where overlay networks are found out from."),
+        Column("PHASE", ".status.phase", description="Synced, or NotReady: then no pod is attached."),
+        AGE,
+        Column("REASON", ".status.reason", description="Why it is not ready.", priority=WIDE),
+    ),
+    "SpiderMultusConfig": (
+        Column("TYPE", ".spec.cniType", description="Main plugin."),
+        AGE,
+    ),
     "Service": (
         Column("TYPE", ".spec.type"),
         Column("CLUSTER-IP", ".spec.clusterIP"),

@@ -14,14 +14,17 @@ from api.apps import (
     VirtualMachineInstanceMigration,
 )
 from api.claim import Claim
+from api.coordinator import Coordinator
 from api.core import ConfigMap, Namespace, Node, Pod
 from api.endpoint import Endpoint
 from api.meta import Resource
+from api.multusconfig import MultusConfig
 from api.pool import Pool
 from api.reservedip import ReservedIP
 from api.service import EndpointSlice, Service
+from api.subnet import Subnet
 
-OWN: tuple[type[Resource], ...] = (Pool, ReservedIP, Endpoint, Claim)
+OWN: tuple[type[Resource], ...] = (Pool, Subnet, ReservedIP, Endpoint, Claim, Coordinator, MultusConfig)
 """Kinds of our API group: they have a CRD."""
 
 READ: tuple[type[Resource], ...] = (

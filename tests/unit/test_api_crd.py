@@ -66,6 +66,8 @@ def test_names_and_scopes() -> None:
         "spiderreservedips": ("spiderreservedip", "sr", "Cluster", False),
         "spiderendpoints": ("spiderendpoint", "se", "Namespaced", False),
         "spideripclaims": ("spideripclaim", "sic", "Cluster", False),
+        "spidercoordinators": ("spidercoordinator", "scc", "Cluster", True),
+        "spidermultusconfigs": ("spidermultusconfig", "smc", "Namespaced", False),
     }
 
 
