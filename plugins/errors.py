@@ -111,6 +111,12 @@ class CheckFailedError(CniError):
     code = 105
 
 
+class PodGoneError(CniError):
+    """The pod that is to get addresses is not in the API, is another one of the same name, or has ended."""
+
+    code = 106
+
+
 class InternalError(CniError):
     """A fault of ours; the log has the trace."""
 

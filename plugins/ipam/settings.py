@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from daemon.limits import at_least
+from daemon.upstream import upstream
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,27 @@ class IpamSettings:
     enable_gateway_detection: bool = False
     """Refuse an ADD whose pool has a gateway that does not answer. Off as upstream. Turn conflict detection on with
     it: a question to the gateway names the new address as its sender, and neighbours learn from it."""
-    add_deadline: float = 30.0
-    """How long one ADD, DEL or CHECK may take in all; then the runtime is asked to try again. Shorter than the
-    100 s of upstream's client and the 4 minutes after which kubelet retries."""
+    enable_statefulset: bool = field(default=True, metadata=upstream(key="enableStatefulSet"))
+    """A StatefulSet's pod keeps its addresses when it is made anew. Needs Kubernetes, as all that follows up to
+    `auto_pool_wait`."""
+    enable_kubevirt_static_ip: bool = field(default=True, metadata=upstream(key="enableKubevirtStaticIP"))
+    """A KubeVirt virtual machine keeps its addresses over restarts and live migrations."""
+    enable_spider_subnet: bool = field(default=True, metadata=upstream(key="enableSpiderSubnet"))
+    """Obey the annotations `ipam.spidernet.io/subnet` and `subnets`; off, they are not looked at."""
+    enable_auto_pools: bool = field(default=True, metadata=upstream(key="enableAutoPoolForApplication"))
+    """The controller makes pools for applications with those annotations. Off, such pods are refused."""
+    multus_cluster_network: str = field(default="", metadata=upstream(variable="MULTUS_CLUSTER_NETWORK"))
+    """`namespace/name` of the NetworkAttachmentDefinition of pods' first NIC where the pod does not name another, for
+    pools with `multusName`. Empty: not known."""
+    namespace: str = field(default="kube-system", metadata=upstream(variable="SPIDERPOOL_POD_NAMESPACE"))
+    """Namespace of the installation: where NetworkAttachmentDefinitions live that `multusName` or the annotation
+    `v1.multus-cni.io/default-network` name without a namespace."""
+    auto_pool_wait: float = 50.0
+    """How long an ADD waits for the controller to make or enlarge the application's pool; 25 looks with 2 s between
+    as upstream. `add_deadline` must be longer."""
+    add_deadline: float = 55.0
+    """How long one ADD, DEL or CHECK may take in all; then the runtime is asked to try again. Shorter than
+    `server.add_deadline`, so that the error tells what was waited for."""
     rollback_deadline: float = 10.0
     """How long a failed ADD may take to delete its claims in the store before that is left to the background."""
     max_collisions: int = 128
@@ -53,5 +72,6 @@ class IpamSettings:
         at_least(0.01, add_deadline=self.add_deadline, rollback_deadline=self.rollback_deadline)
         at_least(0.1, partial_grace=self.partial_grace, view_idle=self.view_idle)
         at_least(1, max_collisions=self.max_collisions, endpoint_queue=self.endpoint_queue)
+        at_least(0, auto_pool_wait=self.auto_pool_wait)
         at_least(0, conflict_moves=self.conflict_moves, quarantine_time=self.quarantine_time)
         at_least(0, quarantine_cap=self.quarantine_cap, quarantine_cap_per_mac=self.quarantine_cap_per_mac)
