@@ -20,6 +20,9 @@ ANNOTATION_RDMA_INJECT = "cni.spidernet.io/rdma-resource-inject"
 ANNOTATION_NETWORK_INJECT = "cni.spidernet.io/network-resource-inject"
 """The same without the need for RDMA."""
 
+INJECT = (ANNOTATION_RDMA_INJECT, ANNOTATION_NETWORK_INJECT)
+"""In the order in which a pod's are looked at."""
+
 CNI_VERSION = "0.3.1"
 """Where the annotation is absent."""
 CNI_VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0")
@@ -155,6 +158,10 @@ class OvsConfig(Struct, frozen=True, kw_only=True):
     """Default pools."""
 
 
+Block = MacvlanConfig | VlanConfig | SriovConfig | IBSriovConfig | IpoibConfig | OvsConfig
+"""What a type may have to say; VlanConfig is a MacvlanConfig too."""
+
+
 class MultusConfigSpec(Struct, frozen=True, kw_only=True):
     """`spec` of a SpiderMultusConfig: a type, and the block of that type alone."""
 
@@ -198,3 +205,31 @@ class MultusConfig(Resource, frozen=True, kw_only=True):
 def network_name(metadata: ObjectMeta) -> str:
     """Name of the NetworkAttachmentDefinition that is made of the object with this metadata, in its namespace."""
     return metadata.annotations.get(ANNOTATION_NAME) or metadata.name
+
+
+def blocks(spec: MultusConfigSpec) -> dict[str, Block | None]:
+    """The blocks by the types that they are for."""
+    return {
+        "macvlan": spec.macvlan,
+        "ipvlan": spec.ipvlan,
+        "vlan": spec.vlan,
+        "sriov": spec.sriov,
+        "ib-sriov": spec.ibsriov,
+        "ipoib": spec.ipoib,
+        "ovs": spec.ovs,
+    }
+
+
+def block_of(spec: MultusConfigSpec) -> Block | None:
+    """The block of the configuration's own type; None if it is missing, and for `custom`."""
+    return blocks(spec).get(spec.cni_type or "custom")
+
+
+def resource_of(spec: MultusConfigSpec) -> str:
+    """The device plugin's resource that pods need; empty if none."""
+    match block_of(spec):
+        case MacvlanConfig(rdma_resource_name=name):
+            return name or ""
+        case SriovConfig(resource_name=name) | IBSriovConfig(resource_name=name):
+            return name or ""
+    return ""

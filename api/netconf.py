@@ -21,6 +21,7 @@ from api.multusconfig import (
     ANNOTATION_CNI_VERSION,
     ANNOTATION_CONFIG_NAME,
     CNI_VERSION,
+    Block,
     IBSriovConfig,
     IpoibConfig,
     MacvlanConfig,
@@ -30,10 +31,10 @@ from api.multusconfig import (
     Pools,
     SriovConfig,
     VlanConfig,
+    block_of,
     network_name,
 )
 from api.nad import ANNOTATION_RESOURCE, NetworkAttachmentDefinition, NetworkSpec
-from api.validate.multusconfig import Block, block_of
 
 IPAM = "spiderpool"
 """Name of the IPAM plugin."""

@@ -1,4 +1,4 @@
-"""Defaulting and validation of a SpiderMultusConfig.
+"""Validation of a SpiderMultusConfig; `api.validate.multusdefaults` has its defaults.
 
 The rules, their order, their texts and the paths (`spec.macvlanConfig` and so on, historical) are upstream's; only the
 first failure is reported. Differences: a trunk with `maxID` alone is refused instead of crashing; a refusal of a
@@ -11,45 +11,37 @@ namespace, uncached, if it is there. Deletion is always allowed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
-from msgspec.structs import replace
 
 from api.multusconfig import (
     ANNOTATION_CNI_VERSION,
     ANNOTATION_NAME,
-    ANNOTATION_NETWORK_INJECT,
     ANNOTATION_RDMA_INJECT,
     CNI_VERSIONS,
-    Bond,
+    INJECT,
+    Block,
     IBSriovConfig,
     IpoibConfig,
     MacvlanConfig,
     MultusConfig,
-    MultusConfigSpec,
     OvsConfig,
-    Pools,
     SriovConfig,
     VlanConfig,
+    block_of,
+    blocks,
     network_name,
+    resource_of,
 )
 from api.nad import NetworkAttachmentDefinition
-from api.validate.coordinator import default_network_coordinator, first, spec_errors
+from api.validate.coordinator import first, spec_errors
 from api.validate.fields import FieldError, forbidden, invalid, required
 from api.validate.labels import is_subdomain
 
 ANNOTATIONS = "metadata.annotations"
 CNI_TYPE = "spec.cniType"
 CHAIN = "spec.chainCNIJsonData"
-INJECT = (ANNOTATION_RDMA_INJECT, ANNOTATION_NETWORK_INJECT)
-"""In the order in which a pod's are looked at."""
-
-T = TypeVar("T")
-
-Block = MacvlanConfig | VlanConfig | SriovConfig | IBSriovConfig | IpoibConfig | OvsConfig
-
 PATHS = {
     "macvlan": "spec.macvlanConfig",
     "ipvlan": "spec.ipvlanConfig",
@@ -70,47 +62,6 @@ class _Plugin(Struct):
 
 
 _plugin = msgspec.json.Decoder(_Plugin)
-
-
-def block_of(spec: MultusConfigSpec) -> Block | None:
-    """The block of the configuration's own type; None if it is missing, and for `custom`."""
-    return _blocks(spec).get(spec.cni_type or "custom")
-
-
-def resource_of(spec: MultusConfigSpec) -> str:
-    """The device plugin's resource that pods need; empty if none."""
-    match block_of(spec):
-        case MacvlanConfig(rdma_resource_name=name):
-            return name or ""
-        case SriovConfig(resource_name=name) | IBSriovConfig(resource_name=name):
-            return name or ""
-    return ""
-
-
-def default_multus_config(config: MultusConfig) -> MultusConfig:
-    """The object as admission stores it; never fails."""
-    spec = config.spec
-    kind = spec.cni_type or "custom"
-    custom = kind == "custom"
-    spec = replace(
-        spec,
-        cni_type=kind,
-        enable_coordinator=False if custom else _or(spec.enable_coordinator, True),
-        disable_ipam=_or(spec.disable_ipam, False),
-        coordinator=None if custom else default_network_coordinator(spec.coordinator),
-        chain_cni_json_data=_or(spec.chain_cni_json_data, []),
-        custom_cni=_or(spec.custom_cni, "") if custom else spec.custom_cni,
-        macvlan=_default_macvlan(spec.macvlan) if kind == "macvlan" else spec.macvlan,
-        ipvlan=_default_macvlan(spec.ipvlan) if kind == "ipvlan" else spec.ipvlan,
-        vlan=_default_vlan(spec.vlan) if kind == "vlan" else spec.vlan,
-        sriov=_default_sriov(spec.sriov) if kind == "sriov" else spec.sriov,
-        ibsriov=_default_ibsriov(spec.ibsriov) if kind == "ib-sriov" else spec.ibsriov,
-        ipoib=_default_ipoib(spec.ipoib) if kind == "ipoib" else spec.ipoib,
-        ovs=_default_ovs(spec.ovs) if kind == "ovs" else spec.ovs,
-    )
-    metadata = config.metadata
-    copied = {key: metadata.annotations[key] for key in INJECT if key in metadata.annotations}
-    return replace(config, metadata=replace(metadata, labels=metadata.labels | copied), spec=spec)
 
 
 def created_multus_config_errors(
@@ -236,7 +187,7 @@ def _block_errors(config: MultusConfig) -> Iterator[FieldError]:
         return
     if block is not None:
         yield from _RULES[type(block)](kind, block, path)
-    others = {name for name, other in _blocks(spec).items() if other is not None and name != kind}
+    others = {name for name, other in blocks(spec).items() if other is not None and name != kind}
     if others or (kind != "custom" and spec.custom_cni is not None):
         yield forbidden(CNI_TYPE, f"the cniType {kind} only supports {path}, please remove other CNI configs")
     if kind != "custom":
@@ -340,95 +291,3 @@ def _chain_problem(text: str) -> str:
     except (msgspec.MsgspecError, RecursionError) as error:
         return f"not a JSON object: {error}"
     return "" if plugin.type else "missing 'type'"
-
-
-def _blocks(spec: MultusConfigSpec) -> dict[str, Block | None]:
-    return {
-        "macvlan": spec.macvlan,
-        "ipvlan": spec.ipvlan,
-        "vlan": spec.vlan,
-        "sriov": spec.sriov,
-        "ib-sriov": spec.ibsriov,
-        "ipoib": spec.ipoib,
-        "ovs": spec.ovs,
-    }
-
-
-def _default_macvlan(block: MacvlanConfig | None) -> MacvlanConfig | None:
-    return block and replace(
-        block,
-        vlan_id=_or(block.vlan_id, 0),
-        mtu=_or(block.mtu, 0),
-        bond=_default_bond(block.bond),
-        rdma_resource_name=_or(block.rdma_resource_name, ""),
-        ippools=_default_pools(block.ippools),
-    )
-
-
-def _default_vlan(block: VlanConfig | None) -> VlanConfig | None:
-    if block is None:
-        return None
-    mode = block.vlan_mode or "manual"
-    return replace(
-        block,
-        vlan_mode=mode,
-        vlan_id=_or(block.vlan_id, 0) if mode == "manual" else block.vlan_id,
-        mtu=_or(block.mtu, 0),
-        bond=_default_bond(block.bond),
-        rdma_resource_name=_or(block.rdma_resource_name, ""),
-        ippools=_default_pools(block.ippools),
-    )
-
-
-def _default_sriov(block: SriovConfig | None) -> SriovConfig | None:
-    return block and replace(
-        block,
-        resource_name=_or(block.resource_name, ""),
-        vlan_id=_or(block.vlan_id, 0),
-        mtu=_or(block.mtu, 0),
-        min_tx_rate_mbps=_or(block.min_tx_rate_mbps, 0),
-        max_tx_rate_mbps=_or(block.max_tx_rate_mbps, 0),
-        rdma_isolation=_or(block.rdma_isolation, False),
-        ippools=_default_pools(block.ippools),
-    )
-
-
-def _default_ibsriov(block: IBSriovConfig | None) -> IBSriovConfig | None:
-    return block and replace(
-        block,
-        resource_name=_or(block.resource_name, ""),
-        pkey=_or(block.pkey, ""),
-        link_state=_or(block.link_state, "enable"),
-        rdma_isolation=_or(block.rdma_isolation, True),
-        enable_ib_kubernetes=_or(block.enable_ib_kubernetes, False),
-        ippools=_default_pools(block.ippools),
-    )
-
-
-def _default_ipoib(block: IpoibConfig | None) -> IpoibConfig | None:
-    return block and replace(block, ippools=_default_pools(block.ippools))
-
-
-def _default_ovs(block: OvsConfig | None) -> OvsConfig | None:
-    return block and replace(
-        block, vlan=_or(block.vlan, 0), device_id=_or(block.device_id, ""), ippools=_default_pools(block.ippools)
-    )
-
-
-def _default_bond(bond: Bond | None) -> Bond | None:
-    return bond and replace(bond, options=_or(bond.options, ""))
-
-
-def _default_pools(pools: Pools | None) -> Pools:
-    """Empty lists are left out, as upstream's serialisation does."""
-    given = pools or Pools()
-    return replace(
-        given,
-        ipv4=given.ipv4 or None,
-        ipv6=given.ipv6 or None,
-        match_master_subnet=_or(given.match_master_subnet, False),
-    )
-
-
-def _or(value: T | None, default: T) -> T:
-    return default if value is None else value
