@@ -12,19 +12,17 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from api.annotations import IP_NUMBER, RECLAIM, IPNumber
-from api.claim import Controller, label_value
-from api.meta import FINALIZER, ObjectMeta, OwnerReference
+from api.claim import Controller
+from api.meta import FINALIZER, ObjectMeta
 from api.pool import LABEL_CIDR, LabelSelector, Pool, PoolSpec, cidr_label
 from api.ranges import Family, IPSet
-from api.subnet import LABEL_OWNER_SUBNET, Subnet
-from api.validate.labels import is_subdomain, value_problem
+from api.subnet import AFFINITY, LABEL_APP_NAME, LABEL_OWNER_SUBNET, Subnet, is_automatic, label_text, owner_reference
+from api.validate.labels import is_subdomain
 from api.validate.pool import pool_addresses
 
 LABEL_APP_GV = "ipam.spidernet.io/owner-application-gv"
 LABEL_APP_KIND = "ipam.spidernet.io/owner-application-kind"
 LABEL_APP_NAMESPACE = "ipam.spidernet.io/owner-application-namespace"
-LABEL_APP_NAME = "ipam.spidernet.io/owner-application-name"
-"""A pool is automatic exactly if it has this label."""
 LABEL_APP_UID = "ipam.spidernet.io/owner-application-uid"
 LABEL_INTERFACE = "ipam.spidernet.io/interface"
 LABEL_IP_VERSION = "ipam.spidernet.io/ip-version"
@@ -32,14 +30,6 @@ LABEL_RECLAIM = RECLAIM
 """`true`: the pool goes with its application; `false`: it waits for the next one of that name and kind."""
 ANNOTATION_NUMBER = IP_NUMBER
 """On a pool: the number that it was made for."""
-
-AFFINITY_GROUP = "ipam.spidernet.io/app-api-group"
-AFFINITY_VERSION = "ipam.spidernet.io/app-api-version"
-AFFINITY_KIND = "ipam.spidernet.io/app-kind"
-AFFINITY_NAMESPACE = "ipam.spidernet.io/app-namespace"
-AFFINITY_NAME = "ipam.spidernet.io/app-name"
-AFFINITY = (AFFINITY_GROUP, AFFINITY_VERSION, AFFINITY_KIND, AFFINITY_NAMESPACE, AFFINITY_NAME)
-"""Members of `spec.podAffinity.matchLabels` of an automatic pool. They name the application and no pod's labels."""
 
 MOST_ADDRESSES = 100_000
 """What an automatic pool has at most: its addresses are chosen one by one."""
@@ -73,13 +63,6 @@ class Application(NamedTuple):
     def __str__(self) -> str:
         """As the ledger has it: `apps_v1_Deployment_shop_web`, without a group `v1_Pod_shop_web`."""
         return "_".join(part for part in (self.group, self.version, self.kind, self.namespace, self.name) if part)
-
-
-def label_text(text: str) -> str:
-    """The label value that stands for any text; a text that can be one is its own."""
-    if len(text) > 63 or not value_problem(text):
-        return label_value(text)
-    return f"x.{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:48]}"
 
 
 def kin_labels(application: Application, family: Family, nic: str) -> dict[str, str]:
@@ -123,11 +106,6 @@ def number_text(number: IPNumber | None, *, spare: int) -> str:
     if number is None:
         return f"+{spare}"
     return f"{'+' if number.flexible else ''}{number.count}"
-
-
-def is_automatic(pool: Pool) -> bool:
-    """Whether the controller made the pool for an application."""
-    return LABEL_APP_NAME in pool.metadata.labels
 
 
 def affinity(application: Application) -> dict[str, str]:
@@ -217,18 +195,6 @@ def new_pool(wish: Wish, subnet: Subnet, name: str) -> Pool:
             default=False,
             disable=False,
         ),
-    )
-
-
-def owner_reference(subnet: Subnet) -> OwnerReference:
-    """What a pool of the subnet has in `metadata.ownerReferences`."""
-    return OwnerReference(
-        api_version=subnet.TYPE.api_version,
-        kind=subnet.TYPE.kind,
-        name=subnet.metadata.name,
-        uid=subnet.metadata.uid,
-        controller=True,
-        block_owner_deletion=True,
     )
 
 

@@ -14,7 +14,8 @@ class Column(NamedTuple):
 
     name: str
     json_path: str
-    """The subset of JSONPath that CRDs allow: members, `['quoted\\.member']`, `[index]` and `[*]`."""
+    """The subset of JSONPath that CRDs allow: members, `['quoted\\.member']`, `[index]`, `[*]` and
+    `[?(@.member=="text")]`."""
     type: str = "string"
     description: str = ""
     priority: int = 0
@@ -36,6 +37,24 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
             "APP-NAMESPACE",
             r".spec.podAffinity.matchLabels['ipam\.spidernet\.io/app\-namespace']",
             description="Namespace of the application that the pool was made for.",
+            priority=WIDE,
+        ),
+        Column(
+            "READY",
+            '.status.conditions[?(@.type=="Ready")].reason',
+            description="Whether pods can get addresses of it: Usable, or why not.",
+            priority=WIDE,
+        ),
+    ),
+    "SpiderSubnet": (
+        Column("VERSION", ".spec.ipVersion", description="Address family."),
+        Column("SUBNET", ".spec.subnet", description="Network of the addresses."),
+        Column("ALLOCATED-IP-COUNT", ".status.allocatedIPCount", "integer", "Addresses given to pools."),
+        Column("TOTAL-IP-COUNT", ".status.totalIPCount", "integer", "Addresses in all."),
+        Column(
+            "READY",
+            '.status.conditions[?(@.type=="Ready")].reason',
+            description="Whether pools are cut from it: Usable, or why not.",
             priority=WIDE,
         ),
     ),
@@ -87,7 +106,10 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
 }
 """By kind. A column of type date prints as an age."""
 
-_STEP = re.compile(r"""\.(?P<member>[A-Za-z0-9_-]+)|\['(?P<quoted>(?:[^'\\]|\\.)+)'\]|\[(?P<index>\d+|\*)\]""")
+_STEP = re.compile(
+    r"""\.(?P<member>[A-Za-z0-9_-]+)|\['(?P<quoted>(?:[^'\\]|\\.)+)'\]|\[(?P<index>\d+|\*)\]"""
+    r"""|\[\?\(@\.(?P<key>[A-Za-z0-9_-]+)=="(?P<text>[^"\\]*)"\)\]"""
+)
 
 
 def select(document: Any, json_path: str) -> list[Any]:
@@ -102,7 +124,10 @@ def select(document: Any, json_path: str) -> list[Any]:
         if step is None:
             raise ValueError(f"{json_path!r} is not a JSONPath that a printer column may have")
         position = step.end()
-        if step["index"] == "*":
+        if step["key"] is not None:
+            items = [item for value in values if isinstance(value, list) for item in value]
+            values = [item for item in items if isinstance(item, dict) and item.get(step["key"]) == step["text"]]
+        elif step["index"] == "*":
             values = [item for value in values if isinstance(value, list) for item in value]
         elif step["index"] is not None:
             index = int(step["index"])

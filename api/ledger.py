@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from api.ranges import Family, IPSet
-from api.validate.ranges import lenient_net
+from api.ranges import Family, Interval, IPSet, parse_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +54,18 @@ def parse(text: str | None, family: Family) -> dict[str, Grant]:
 def _grant(record: Any, family: Family) -> Grant | None:
     if not isinstance(record, dict):
         return None
-    ips = lenient_net(_texts(record.get("ips")), (), family)
+    ips = _addresses(record.get("ips"), family)
     application = record.get("application")
-    releasing = lenient_net(_texts(record.get("releasing")), (), family) & ips
+    releasing = _addresses(record.get("releasing"), family) & ips
     return Grant(ips, releasing, application if isinstance(application, str) else "") if ips else None
 
 
-def _texts(value: Any) -> list[str]:
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+def _addresses(value: Any, family: Family) -> IPSet:
+    found: list[Interval] = []
+    for text in value if isinstance(value, list) else ():
+        with suppress(ValueError):
+            found.append(parse_range(str(text), family))
+    return IPSet(family, found)
 
 
 def dump(ledger: Ledger) -> str | None:

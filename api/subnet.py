@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import ClassVar
 
 from msgspec import field
 
+from api.claim import label_value
 from api.condition import Condition
-from api.meta import GROUP, VERSION, Kind, Resource, Struct
-from api.pool import Count, IPVersion, Route
+from api.meta import GROUP, VERSION, Kind, OwnerReference, Resource, Struct
+from api.pool import Count, IPVersion, Pool, Route
 
 LABEL_SUBNET_CIDR = "ipam.spidernet.io/subnet-cidr"
 """Label of a subnet with its network; `api.pool.cidr_label` gives the value."""
 LABEL_OWNER_SUBNET = "ipam.spidernet.io/owner-spider-subnet"
-"""Label of a pool with the subnet that it belongs to; `api.autopools.label_text` gives the value."""
+"""Label of a pool with the subnet that it belongs to; `label_text` gives the value."""
+
+LABEL_APP_NAME = "ipam.spidernet.io/owner-application-name"
+"""Label of a pool that the controller made for an application; no other pool has it."""
+AFFINITY = tuple(f"ipam.spidernet.io/app-{part}" for part in ("api-group", "api-version", "kind", "namespace", "name"))
+"""All that `spec.podAffinity.matchLabels` of such a pool has. It names the application and no pod's labels."""
+
+_is_label = re.compile(r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?)?").fullmatch
 
 READY = "Ready"
 """Type of the condition that tells whether pools are cut from the subnet."""
@@ -57,3 +67,27 @@ class Subnet(Resource, frozen=True, kw_only=True):
     )
     spec: SubnetSpec
     status: SubnetStatus | None = None
+
+
+def is_automatic(pool: Pool) -> bool:
+    """Whether the controller made the pool for an application."""
+    return LABEL_APP_NAME in pool.metadata.labels
+
+
+def label_text(text: str) -> str:
+    """The label value that stands for any text: itself if it can be one, else a hash."""
+    if _is_label(text):
+        return label_value(text)
+    return f"x.{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:48]}"
+
+
+def owner_reference(subnet: Subnet) -> OwnerReference:
+    """What a pool of the subnet has in `metadata.ownerReferences`."""
+    return OwnerReference(
+        api_version=subnet.TYPE.api_version,
+        kind=subnet.TYPE.kind,
+        name=subnet.metadata.name,
+        uid=subnet.metadata.uid,
+        controller=True,
+        block_owner_deletion=True,
+    )

@@ -16,12 +16,14 @@ from api.pool import Pool
 from api.ranges import Family
 from api.reservedip import ReservedIP
 from api.service import EndpointSlice, Service
+from api.subnet import Subnet
 from api.validate.claim import created_claim_errors, default_claim, updated_claim_errors
 from api.validate.fields import FieldError
 from api.validate.pool import created_pool_errors, default_pool, updated_pool_errors
 from api.validate.ranges import BOTH
 from api.validate.reservedip import created_reserved_ip_errors, default_reserved_ip, updated_reserved_ip_errors
 from api.validate.service import endpoint_slice_errors, service_errors
+from api.validate.subnet import created_subnet_errors, default_subnet, updated_subnet_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Surroundings:
 
     pools: Iterable[Pool] = ()
     """All pools; the one in question may be among them."""
+    subnets: Iterable[Subnet] = ()
+    """All subnets, if one of them is in question; it may be among them."""
     claims: Iterable[Claim] = ()
     """At least the claims of the pool in question, if that is an update."""
     families: Collection[Family] = BOTH
@@ -42,6 +46,8 @@ def defaulted(resource: R) -> R:
     match resource:
         case Pool():
             result = default_pool(resource)
+        case Subnet():
+            result = default_subnet(resource)
         case ReservedIP():
             result = default_reserved_ip(resource)
         case Claim():
@@ -58,6 +64,8 @@ def _created_errors(new: Resource, around: Surroundings) -> list[FieldError]:
     match new:
         case Pool():
             return created_pool_errors(new, others=around.pools, families=around.families)
+        case Subnet():
+            return created_subnet_errors(new, others=around.subnets, pools=around.pools, families=around.families)
         case ReservedIP():
             return created_reserved_ip_errors(new, families=around.families)
         case Claim():
@@ -69,6 +77,8 @@ def _updated_errors(old: Resource, new: Resource, around: Surroundings) -> list[
     match old, new:
         case Pool(), Pool():
             return updated_pool_errors(old, new, others=around.pools, claims=around.claims, families=around.families)
+        case Subnet(), Subnet():
+            return updated_subnet_errors(old, new, families=around.families)
         case ReservedIP(), ReservedIP():
             return updated_reserved_ip_errors(old, new, families=around.families)
         case Claim(), Claim():

@@ -10,25 +10,22 @@ another pool has, dropping one that is claimed), so that an operator can always 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from functools import lru_cache
-from ipaddress import ip_address
 
 from msgspec.structs import replace
 
 from api.claim import Claim
 from api.meta import FINALIZER
-from api.pool import LABEL_CIDR, Pool, PoolSpec, Route, cidr_label
-from api.ranges import Family, IPSet, Network, parse_address, parse_network, range_text
+from api.pool import LABEL_CIDR, Pool, PoolSpec, cidr_label
+from api.ranges import Family, IPSet, Network, parse_address, range_text
+from api.subnet import AFFINITY, is_automatic
 from api.validate import ranges
 from api.validate.fields import FieldError, forbidden, invalid
+from api.validate.network import gateway_errors, listed, network_of, range_errors, route_errors
 from api.validate.selectors import selector_errors
 from api.validate.verdict import Denial, terminating_denial
 
 _NAMED_IN_USE = 10
 """How many addresses in use one refused update names; a pool may have millions."""
-
-_NAMED_RANGES = 5
-"""How many overlapping ranges one error shows."""
 
 
 def default_pool(pool: Pool) -> Pool:
@@ -41,7 +38,7 @@ def default_pool(pool: Pool) -> Pool:
     metadata, spec = pool.metadata, pool.spec
     if FINALIZER not in metadata.finalizers:
         metadata = replace(metadata, finalizers=[*metadata.finalizers, FINALIZER])
-    network = _network(spec.subnet)
+    network = network_of(spec.subnet)
     if network is not None:
         metadata = replace(metadata, labels={**metadata.labels, LABEL_CIDR: cidr_label(spec.subnet)})
         if spec.ip_version is None:
@@ -63,6 +60,7 @@ def created_pool_errors(
         *ranges.version_errors(pool.spec.ip_version, "'spec.subnet'", families),
         *_subnet_errors(pool.spec, rivals),
         *_spec_errors(pool.spec, IPSet(pool.spec.ip_version or 4), rivals),
+        *_affinity_errors(pool),
     ]
 
 
@@ -88,6 +86,7 @@ def updated_pool_errors(
         *ranges.immutable_errors("spec.subnet", old.spec.subnet, new.spec.subnet),
         *ranges.version_errors(new.spec.ip_version, "'spec.subnet'", families),
         *_spec_errors(new.spec, before, rivals),
+        *_affinity_errors(new),
         *_in_use_errors(new, before, claims),
     ]
 
@@ -108,16 +107,8 @@ def pool_addresses(spec: PoolSpec) -> IPSet:
     return ranges.lenient_net(spec.ips, spec.exclude_ips, spec_family(spec) or 4)
 
 
-@lru_cache(maxsize=4096)
-def _network(subnet: str) -> Network | None:
-    try:
-        return parse_network(subnet)
-    except ValueError:
-        return None
-
-
 def _subnet_errors(spec: PoolSpec, rivals: Iterable[Pool]) -> Iterator[FieldError]:
-    network = _network(spec.subnet)
+    network = network_of(spec.subnet)
     if network is None:
         yield invalid("spec.subnet", spec.subnet, "is not a CIDR 'address/length'")
     elif spec.ip_version not in {None, network.version}:
@@ -126,7 +117,7 @@ def _subnet_errors(spec: PoolSpec, rivals: Iterable[Pool]) -> Iterator[FieldErro
         yield invalid("spec.subnet", spec.subnet, f"unformatted subnet {spec.subnet}, please change it to {network}")
     else:
         for rival in rivals:
-            theirs = _network(rival.spec.subnet)
+            theirs = network_of(rival.spec.subnet)
             if theirs is not None and theirs != network and network.overlaps(theirs):
                 text = f"overlap with IPPool {rival.metadata.name} which 'spec.subnet' is {rival.spec.subnet}"
                 yield invalid("spec.subnet", spec.subnet, text)
@@ -134,35 +125,41 @@ def _subnet_errors(spec: PoolSpec, rivals: Iterable[Pool]) -> Iterator[FieldErro
 
 def _spec_errors(spec: PoolSpec, before: IPSet, rivals: Iterable[Pool]) -> Iterator[FieldError]:
     """Everything that does not concern the subnet itself; nothing to go by if that is malformed."""
-    network = _network(spec.subnet)
+    network = network_of(spec.subnet)
     if network is not None and spec.ip_version in {None, network.version}:
         family = network.version
         ips = ranges.parse_list(spec.ips, family, "spec.ips")
         excluded = ranges.parse_list(spec.exclude_ips, family, "spec.excludeIPs")
-        yield from _range_errors(ips, spec.ips, network, "spec.ips")
-        yield from _range_errors(excluded, spec.exclude_ips, network, "spec.excludeIPs")
+        yield from range_errors(ips, spec.ips, network, "spec.ips")
+        yield from range_errors(excluded, spec.exclude_ips, network, "spec.excludeIPs")
         near = [rival for rival in rivals if _is_near(rival, network)]
         yield from _overlap_errors(ranges.net(ips, excluded, family) - before, near)
-        yield from _gateway_errors(spec, network, ips, excluded)
-        yield from _route_errors(spec.routes or (), network)
-    affinity = spec.pod_affinity
-    if affinity is not None and not (affinity.match_labels or affinity.match_expressions):
+        yield from gateway_errors(spec, network, ips, excluded)
+        yield from route_errors(spec.routes or (), network)
+
+
+def _affinity_errors(pool: Pool) -> Iterator[FieldError]:
+    """The affinity of an automatic pool names its application, in full; any other is a selector of pods."""
+    affinity = pool.spec.pod_affinity
+    if affinity is None:
+        return
+    if not (affinity.match_labels or affinity.match_expressions):
         yield invalid("spec.podAffinity", {}, "empty podAffinity is invalid for SpiderIPPool")
-    elif affinity is not None:
+    elif not is_automatic(pool):
         yield from selector_errors(affinity, "spec.podAffinity")
-
-
-def _range_errors(parsed: ranges.Parsed, texts: list[str] | None, network: Network, path: str) -> Iterator[FieldError]:
-    yield from parsed.errors
-    low, high = int(network.network_address), int(network.broadcast_address)
-    for i, (first, last) in parsed.intervals:
-        if first < low or last > high:
-            yield invalid(f"{path}[{i}]", (texts or ())[i], f"does not match base subnet: {network}")
+    else:
+        for key in (affinity.match_labels or {}).keys() - set(AFFINITY):
+            text = f"an automatic pool's affinity has only {', '.join(AFFINITY)}"
+            yield invalid("spec.podAffinity.matchLabels", key, text)
+        if affinity.match_expressions:
+            yield forbidden(
+                "spec.podAffinity.matchExpressions", "an automatic pool is for one application and no other"
+            )
 
 
 def _is_near(rival: Pool, network: Network) -> bool:
     """Whether the two can have an address in common at all: cheap, for there may be thousands of pools."""
-    theirs = _network(rival.spec.subnet)
+    theirs = network_of(rival.spec.subnet)
     return theirs is not None and theirs.overlaps(network)
 
 
@@ -173,53 +170,9 @@ def _overlap_errors(added: IPSet, rivals: Iterable[Pool]) -> Iterator[FieldError
             touched = [range_text(added.family, part) for _, part in theirs if shared & IPSet(added.family, [part])]
             yield forbidden(
                 "spec.ips",
-                f"overlap with IPPool {rival.metadata.name} in IP ranges {_listed(touched)}, "
-                f"both would have {_listed(shared.to_ranges())}",
+                f"overlap with IPPool {rival.metadata.name} in IP ranges {listed(touched)}, "
+                f"both would have {listed(shared.to_ranges())}",
             )
-
-
-def _gateway_errors(
-    spec: PoolSpec, network: Network, ips: ranges.Parsed, excluded: ranges.Parsed
-) -> Iterator[FieldError]:
-    if spec.gateway is None:
-        return
-    fault = _not_in_subnet(spec.gateway, network)
-    if fault:
-        yield invalid("spec.gateway", spec.gateway, fault)
-        return
-    gateway = int(ip_address(spec.gateway))
-    if gateway not in IPSet(network.version, (part for _, part in excluded.intervals)):
-        for i, (first, last) in ips.intervals:
-            if first <= gateway <= last:
-                text = f"conflicts with 'spec.gateway' {spec.gateway}, add it to 'spec.excludeIPs' or narrow the range"
-                yield invalid(f"spec.ips[{i}]", (spec.ips or ())[i], text)
-
-
-def _route_errors(routes: Iterable[Route], network: Network) -> Iterator[FieldError]:
-    seen: dict[Network, int] = {}
-    for i, route in enumerate(routes):
-        path = f"spec.routes[{i}]"
-        target = _network(route.dst)
-        if target is None or target.version != network.version:
-            yield invalid(f"{path}.dst", route.dst, f"is not an IPv{network.version} CIDR")
-        elif target.prefixlen == 0:
-            yield invalid(f"{path}.dst", route.dst, "please specify 'spec.gateway' to configure the default route")
-        elif target in seen:
-            yield invalid(f"{path}.dst", route.dst, f"duplicate of spec.routes[{seen[target]}].dst")
-        else:
-            seen[target] = i
-        fault = _not_in_subnet(route.gw, network)
-        if fault:
-            yield invalid(f"{path}.gw", route.gw, fault)
-
-
-def _not_in_subnet(text: str, network: Network) -> str:
-    """Why `text` is no next hop in `network`; empty if it is one."""
-    try:
-        address = parse_address(text, network.version)
-    except ValueError as error:
-        return str(error)
-    return "" if address in network else f"not pertains to the 'spec.subnet' {network} of IPPool"
 
 
 def _in_use_errors(pool: Pool, before: IPSet, claims: Iterable[Claim]) -> Iterator[FieldError]:
@@ -260,12 +213,7 @@ def holder(claim: Claim) -> str:
     return f"container {claim.spec.container_id}" if claim.spec.container_id else f"Pod UID {claim.spec.pod_uid}"
 
 
-def _listed(texts: list[str]) -> str:
-    shown = texts[:_NAMED_RANGES]
-    return f"[{' '.join(shown)}{' …' if len(texts) > len(shown) else ''}]"
-
-
 def spec_family(spec: PoolSpec) -> Family | None:
     """The family of the pool's addresses; None if the subnet is malformed and `ipVersion` is not there."""
-    network = _network(spec.subnet)
+    network = network_of(spec.subnet)
     return spec.ip_version or (network.version if network else None)

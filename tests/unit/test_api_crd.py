@@ -63,6 +63,7 @@ def test_names_and_scopes() -> None:
         found[names["plural"]] = (names["singular"], *names["shortNames"], spec["scope"], status)
     assert found == {
         "spiderippools": ("spiderippool", "sp", "Cluster", True),
+        "spidersubnets": ("spidersubnet", "ss", "Cluster", True),
         "spiderreservedips": ("spiderreservedip", "sr", "Cluster", False),
         "spiderendpoints": ("spiderendpoint", "se", "Namespaced", False),
         "spideripclaims": ("spideripclaim", "sic", "Cluster", False),
@@ -123,6 +124,7 @@ def test_printer_columns() -> None:
         ("NodeName", 10),
         ("MultusName", 10),
         ("APP-NAMESPACE", 10),
+        ("READY", 10),
     ]
     assert [name for name, _ in columns("spiderendpoints")] == [
         "INTERFACE",
@@ -148,7 +150,7 @@ def _sample(part: Any) -> Any:
     if "additionalProperties" in part:
         return {"ipam.spidernet.io/app-namespace": "x"}
     if part.get("type") == "object":
-        return {name: _sample(member) for name, member in part["properties"].items()}
+        return {name: "Ready" if name == "type" else _sample(member) for name, member in part["properties"].items()}
     return [_sample(part["items"])] if part.get("type") == "array" else "x"
 
 
@@ -158,5 +160,8 @@ def test_json_paths() -> None:
     assert select(document, ".a[1].b") == [2]
     assert select(document, r".l['x\.y/z']") == ["v"]
     assert select(document, ".a[9].b") == select(document, ".nope.b") == select(document, ".l['x\\.y/z'].v") == []
+    kinds_of = {"c": [{"t": "x", "v": 1}, {"t": "y", "v": 2}, "z"]}
+    assert select(kinds_of, '.c[?(@.t=="y")].v') == [2]
+    assert select(kinds_of, '.c[?(@.t=="n")].v') == select(kinds_of, '.c[0][?(@.t=="x")]') == []
     with pytest.raises(ValueError, match="JSONPath"):
         select(document, ".a[?(@.b)]")
