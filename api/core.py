@@ -66,6 +66,12 @@ class ContainerStatus(Struct, frozen=True, kw_only=True):
     state: ContainerState = ContainerState()
 
 
+class PodCondition(Struct, frozen=True, kw_only=True):
+    """`status.conditions[]` of a Pod, of which only the time is of interest."""
+
+    last_transition_time: Timestamp | None = None
+
+
 class PodStatus(Struct, frozen=True, kw_only=True):
     """`status` of a Pod."""
 
@@ -74,6 +80,7 @@ class PodStatus(Struct, frozen=True, kw_only=True):
     reason: str = ""
     pod_ips: list[PodIP] = field(default_factory=list)
     container_statuses: list[ContainerStatus] = field(default_factory=list)
+    conditions: list[PodCondition] = field(default_factory=list)
 
 
 class Pod(Resource, frozen=True, kw_only=True):
