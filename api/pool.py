@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, field
 
+from api.condition import Condition
 from api.meta import GROUP, VERSION, Kind, Resource, Struct
 
 IPVersion = Literal[4, 6]
@@ -96,6 +97,8 @@ class PoolStatus(Struct, frozen=True, kw_only=True):
     """Addresses of `ips` without `excludeIPs`; no more than the largest int64."""
     allocated_ip_count: Count | None = field(default=None, name="allocatedIPCount")
     """Addresses that are claimed, quarantined ones included."""
+    conditions: list[Condition] | None = None
+    """Whether pods can get addresses of the pool (type Ready), and if not, why."""
 
 
 class Pool(Resource, frozen=True, kw_only=True):

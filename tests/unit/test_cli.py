@@ -207,8 +207,8 @@ def test_tables(shell: Shell) -> None:
     assert row.split() == ["web-v4", "4", "172.30.40.0/24", "1", "90", "false"]
     assert head.index("SUBNET") == row.index("172.30.40.0/24")
     assert shell("get", "SpiderIPPool", "-o", "wide") == 0
-    assert shell.out.splitlines()[0].split()[6:] == ["DISABLE", "NodeName", "MultusName", "APP-NAMESPACE"]
-    assert shell.out.splitlines()[1].split()[6:] == ["false", '["node-1","node-2"]', "<none>", "<none>"]
+    assert shell.out.splitlines()[0].split()[6:] == ["DISABLE", "NodeName", "MultusName", "APP-NAMESPACE", "READY"]
+    assert shell.out.splitlines()[1].split()[6:] == ["false", '["node-1","node-2"]', "<none>", "<none>", "<none>"]
     assert shell("get", "svc") == 0
     assert [line.split()[0] for line in shell.out.splitlines()] == ["NAME", "web"]
     assert shell("get", "services", "-A") == 0
