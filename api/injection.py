@@ -1,8 +1,8 @@
 """What a created pod gets by its, or its namespace's, annotations: networks, and the resources that they need.
 
-The rules are upstream's, with these differences: pods on their node's own network are left alone, for they have no NICs;
-networks are named as their NetworkAttachmentDefinitions are, not as the SpiderMultusConfigs; which configurations belong
-to a group is read from their annotation, of which the label is a copy.
+The rules are upstream's, with these differences: pods on their node's own network are left alone, for they have no
+NICs; networks are named as their NetworkAttachmentDefinitions are, not as the SpiderMultusConfigs; which configurations
+belong to a group is read from their annotation, of which the label is a copy.
 """
 
 from __future__ import annotations
@@ -137,10 +137,9 @@ def _referenced(
     """The configurations of the pod's networks, each once; networks that are not ours are passed over."""
     by_network = {(each.metadata.namespace, network_name(each.metadata)): each for each in configs}
     found: dict[tuple[str, str], MultusConfig] = {}
-    default = multus.default_network(annotations, "")
-    places = [(default.namespace or namespace, default.name)] if default else []
-    if default and not default.namespace and places[0] not in by_network:
-        places = [(installation, default.name)]
+    # named without a namespace it is the pod's own, or what Multus takes: the installation's
+    first = [multus.default_network(annotations, each) for each in (namespace, installation or namespace)]
+    places = [(each.namespace, each.name) for each in first if each and (each.namespace, each.name) in by_network][:1]
     for place in [*places, *((each.namespace, each.name) for each in multus.networks(annotations, namespace))]:
         if place in by_network:
             found[place] = by_network[place]

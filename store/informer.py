@@ -109,6 +109,14 @@ class Informer(Generic[R]):
         if known:
             self._remove(key)
 
+    def clear(self) -> None:
+        """Take out everything, for the store does not have the kind any more. Not while `run` runs."""
+        self._synced.clear()
+        for key in list(self._cache):
+            self._remove(key)
+        self._forgotten.clear()
+        self._left.clear()
+
     def _apply_list(self, listing: Listing[R]) -> None:
         """Make the cache equal to a snapshot, apart from what is known to be newer."""
         version = int(listing.resource_version)
