@@ -33,7 +33,8 @@ def _image(tag: str, entrypoint: Sequence[str], layer: bytes) -> bytes:
     config = {
         "architecture": _ARCHITECTURE.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "config": {"Entrypoint": list(entrypoint), "Env": ["PATH=/bin"]},
+        # As the first process of its namespace it does not hear SIGTERM, and would be waited for.
+        "config": {"Entrypoint": list(entrypoint), "Env": ["PATH=/bin"], "StopSignal": "SIGKILL"},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
     }
     manifest = [{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]

@@ -139,6 +139,7 @@ def kill(cluster: Cluster, node: str) -> None:
     """
     lab = cluster.place.lab
     kill_cgroup(f"{cgroup2_root()}/{lab.name}/{node}")
+    _remove_cgroups(f"{lab.name}/{node}")  # or cAdvisor waits three seconds for each container that is no more
     for name in [name for name in cluster.processes if name.startswith(f"{node}-")]:
         end(cluster.processes.pop(name), signal.SIGKILL, READY_WITHIN)  # it is dead; nobody else waits for our children
     cluster.save()
@@ -146,6 +147,21 @@ def kill(cluster: Cluster, node: str) -> None:
         if target.startswith("/run/"):
             shutil.rmtree(f"{lab.node(node)}/{name}")
             os.makedirs(f"{lab.node(node)}/{name}", mode=0o755)
+
+
+def _remove_cgroups(name: str) -> None:
+    """Remove a cgroup in all v1 hierarchies, when everything in it was killed. Raises LabError."""
+    deadline = time.monotonic() + READY_WITHIN
+    for root in hierarchies():
+        for path, _, _ in os.walk(f"{root}/{name}", topdown=False):
+            while True:
+                try:
+                    os.rmdir(path)
+                    break
+                except OSError as error:  # those who were killed in it are still on their way out
+                    if time.monotonic() > deadline:
+                        raise LabError(f"cannot remove {path}: {error}") from error
+                    time.sleep(0.02)
 
 
 def hierarchies() -> list[str]:
@@ -314,17 +330,7 @@ def start_kubelet(cluster: Cluster, node: str) -> None:
 
 def remove(lab: Lab) -> None:
     """What is left when all processes have ended. Raises LabError."""
-    deadline = time.monotonic() + READY_WITHIN
-    for root in hierarchies():
-        for path, _, _ in os.walk(f"{root}/{lab.name}", topdown=False):
-            while True:
-                try:
-                    os.rmdir(path)
-                    break
-                except OSError as error:  # those who were killed in it are still on their way out
-                    if time.monotonic() > deadline:
-                        raise LabError(f"cannot remove {path}: {error}") from error
-                    time.sleep(0.02)
+    _remove_cgroups(lab.name)
     topology.remove(lab)
     if os.path.isdir(lab.state):
         with _points_locked():

@@ -72,19 +72,16 @@ class TestThinPath:
         for pod, other in (asking.values(), reversed(asking.values())):
             for address in pod.addresses:
                 assert ask(there, other.node, address, pod=other) == "ok\n"
+        pod = found[0]
+        annotations = json.loads(there.kubectl("get", "pod", pod.name, "-o", "json"))["metadata"]["annotations"]
+        (status,) = json.loads(annotations["k8s.v1.cni.cncf.io/network-status"])
+        assert (status["name"], status["interface"]) == ("kube-system/underlay", "eth0")
+        assert tuple(status["ips"]) == pod.addresses
         document = json.loads(there.kubectl("get", "service/web", "-o", "json"))
         for address in document["spec"]["clusterIPs"]:
             for each in NAMES:
                 until(there, partial(answers, there, each, address, 80), 10, f"{address} answers on {each}")
                 assert ask(there, each, address, 80, pod=asking[each]) == "ok\n"
-
-    def test_the_pod_tells_its_network(self, there: Cluster) -> None:
-        apply(there, workload("Deployment", "web", 1))
-        (pod,) = settle(there, web=1)
-        annotations = json.loads(there.kubectl("get", "pod", pod.name, "-o", "json"))["metadata"]["annotations"]
-        (status,) = json.loads(annotations["k8s.v1.cni.cncf.io/network-status"])
-        assert (status["name"], status["interface"]) == ("kube-system/underlay", "eth0")
-        assert tuple(status["ips"]) == pod.addresses
 
     def test_addresses_follow_pods_as_they_come_and_go(self, there: Cluster) -> None:
         deployed(there)
