@@ -10,32 +10,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address
 
 from msgspec.structs import replace
 
-from api.claim import Claim, claim_name
-from api.endpoint import EndpointIP
+from api.claim import Claim, Provided, claim_name
 from api.ranges import Address, Family, to_address
-from plugins.cni import Result
 from plugins.errors import (
     AddressConflictError,
     ExhaustedError,
     InvalidConfigError,
+    ProviderError,
     TryAgainLaterError,
 )
 from plugins.ipam import metrics
-from plugins.ipam.answer import result_of
+from plugins.ipam.answer import Given, result_of, routes_for, unreachable
 from plugins.ipam.attempt import Attempt, Pick, same_claim
 from plugins.ipam.candidates import Candidates, PoolFacts
 from plugins.ipam.catalog import Catalog
-from plugins.ipam.claims import ClaimWriter, new_claim
+from plugins.ipam.claims import ClaimWriter, held_by, new_claim
 from plugins.ipam.concurrency import together, uninterrupted
 from plugins.ipam.config import Request
 from plugins.ipam.detection import Detector
 from plugins.ipam.held import NodeClaims, by_family, partial, set_key
+from plugins.ipam.provider import Provider
+from plugins.ipam.retained import RetainedClaims, split
 from plugins.ipam.settings import IpamSettings
+from plugins.ipam.source import Source
 from plugins.ipam.view import PoolView, Views, any_change
 from store.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError, UncertainError
 
@@ -58,6 +60,8 @@ class Allocator:
         held: NodeClaims,
         writer: ClaimWriter,
         detector: Detector,
+        retained: RetainedClaims,
+        provider: Provider | None,
     ) -> None:
         self._node = node
         self._settings = settings
@@ -66,21 +70,32 @@ class Allocator:
         self._held = held
         self._writer = writer
         self._detector = detector
+        self._retained = retained
+        self._provider = provider
         self.leftovers: dict[str, Claim] = {}
         """Claims of failed ADDs that the store would not delete yet, by name."""
 
-    async def allocate(self, request: Request, netns_fd: int | None) -> tuple[Result, EndpointIP]:
-        """The result and the endpoint's entry. Raises CniError or StoreError, and then leaves nothing behind.
+    async def allocate(self, request: Request, netns_fd: int | None, deadline: float) -> Given:
+        """What the NIC gets; `deadline` is loop time. Raises CniError or StoreError, and then leaves nothing behind.
 
         The caller holds the locks of the container and the identity.
         """
+        source = self._catalog.source(request.config, request.nic, request.facts)
         attempt = Attempt(request, netns_fd, os.fstat(netns_fd).st_ino if netns_fd is not None else 0)
         try:
-            await self._adopt(attempt)
+            if self._provider is not None and request.facts is not None:
+                attempt.parent_mac = await self._provider.parent_mac(request.facts, request.nic)
+            await self._adopt(attempt, source)
             if not attempt.settled:
                 await self._complete(attempt)
-            await self._detector.detect(attempt, self._complete)
-            answer = result_of(attempt.claims, self._catalog.get, clean_gateway=request.config.clean_gateway)
+            if not attempt.quiet:
+                await self._detector.detect(attempt, self._complete)
+            await self._bind(attempt, deadline)
+            others = [c for c in self._held.of_identity(request.identity) if c.spec.nic != request.nic]
+            routes = routes_for(request.nic, attempt.claims.values(), others, source.routes, self._catalog.get)
+            answer = result_of(
+                attempt.claims, self._catalog.get, clean_gateway=source.clean_gateway, routes=routes
+            )
         except BaseException:
             await uninterrupted(self._undo(attempt))
             raise
@@ -89,64 +104,123 @@ class Allocator:
                 view.done(number)
         for claim in attempt.claims.values():
             self.leftovers.pop(claim.metadata.name, None)
-        return answer
+        everything = [*others, *attempt.claims.values()]
+        return Given(*answer, tuple(attempt.claims.values()), unreachable(source.routes, everything, self._catalog.get))
 
     # What the identity has already
 
-    async def _adopt(self, attempt: Attempt) -> None:
-        """Take over what an earlier ADD for the identity left: complete, partial, or of the sandbox before."""
+    async def _adopt(self, attempt: Attempt, source: Source) -> None:
+        """Take over what there is for the NIC: of an earlier ADD for the pod, or of the pod whose successor it is.
+
+        The first may be complete, partial, or of the sandbox before; it stays, whatever became of the pools. The second
+        stays as long as its pool is one that the pod names, whether or not that pool may serve.
+        """
         request = attempt.request
-        if not await self._held.of_set(request.identity, request.nic):
+        static = request.facts is not None and bool(request.facts.static)
+        if not static and not await self._held.of_set(request.identity, request.nic):
             return
         for _ in range(_ADOPTIONS):
             claims = await self._held.read_set(request.identity, request.nic)
-            complete = not partial(claims)
-            kept, surplus = by_family(claims)
-            for family, address in request.fixed.items():
-                if family in kept and kept[family].spec.address != str(address):
-                    raise AddressConflictError(
-                        "the pod has another address than the one asked for",
-                        f"{kept[family].spec.address} of pool {kept[family].spec.pool} instead of {address}",
-                    )
+            complete = bool(claims) and not partial(claims)
+            own, surplus = by_family(claims)
+            kept = dict(own)
+            if static and not complete:
+                inherited, dropped = await self._inherit(attempt, source, own)
+                kept |= inherited
+                surplus += dropped
+                # All that is wanted may be there already, though no pool may serve now.
+                complete = bool(kept) and kept.keys() == attempt.wanted
+            self._respect_fixed(request, kept)
             size = len(kept) if complete else len(kept.keys() | (await self._wanted(attempt)).keys())
+            attempt.sticky = set(kept) if complete and not _may_move(request, kept) else set(kept if static else ())
+            attempt.settled = bool(kept) and complete
             try:
+                for claim in surplus:
+                    await self._writer.free(claim, _unchanged(claim), metrics.allocation_conflicts)
                 attempt.claims = {f: await self._take_over(c, attempt, size) for f, c in kept.items()}
             except (ConflictError, NotFoundError):
                 metrics.allocation_conflicts.inc()
                 continue
-            for claim in surplus:
-                await self._writer.release(claim, lambda c: _is_ours(c, request), metrics.allocation_conflicts)
-            attempt.settled = bool(kept) and complete
             return
         raise TryAgainLaterError("the claims of this pod keep changing", f"identity {request.identity}")
 
-    async def _take_over(self, claim: Claim, attempt: Attempt, size: int) -> Claim:
+    async def _inherit(
+        self, attempt: Attempt, source: Source, own: Mapping[Family, Claim]
+    ) -> tuple[dict[Family, Claim], list[Claim]]:
+        """The predecessor's claims that the pod takes over, and those that it gives up. Raises CniError, StoreError."""
         request = attempt.request
-        spec = replace(
-            claim.spec,
-            container_id=request.container_id,
-            pod_uid=request.pod_uid,
-            network=request.network,
-            node=self._node,
-            netns=request.netns,
-            netns_inode=attempt.inode,
-            set_size=size,
-        )
-        if spec == claim.spec:
+        facts = request.facts
+        assert facts is not None  # noqa: S101 - only a pod has a predecessor
+        found = await self._retained.find(request.workload.namespace, request.workload.name, request.nic)
+        found = [claim for claim in found if set_key(claim) != (request.identity, request.nic)]
+        if not found:
+            return {}, []
+        attempt.quiet = await self._retained.migrates(facts)
+        await self._retained.ensure_free(found, facts, migrates=attempt.quiet)
+        named = await self._catalog.named(source, facts)
+        enabled = {4: self._settings.enable_ipv4, 6: self._settings.enable_ipv6}
+        attempt.wanted = {family for family, names in named.items() if names and enabled[family]}
+        kept, surplus = by_family(found)
+        kept, dropped = split({f: c for f, c in kept.items() if f not in own}, named)
+        if kept.keys() | own.keys() != attempt.wanted:
+            await self._wanted(attempt)  # before anything is given up: this may refuse the ADD
+        gone = [claim for claim in [*surplus, *dropped] if claim.spec.ip_version not in own]
+        for claim in dropped:
+            log.info("%s of pool %s goes: the pod names other pools now", claim.spec.address, claim.spec.pool)
+        return kept, gone
+
+    def _respect_fixed(self, request: Request, kept: Mapping[Family, Claim]) -> None:
+        for family, address in request.fixed.items():
+            if family in kept and kept[family].spec.address != str(address):
+                raise AddressConflictError(
+                    "the pod has another address than the one asked for",
+                    f"{kept[family].spec.address} of pool {kept[family].spec.pool} instead of {address}",
+                )
+
+    async def _take_over(self, claim: Claim, attempt: Attempt, size: int) -> Claim:
+        held = held_by(claim, attempt.request, node=self._node, set_size=size, inode=attempt.inode)
+        held = self._to_be_provided(held, attempt)
+        if held == claim:
             return self._writer.learn(claim)
-        return await self._writer.update(replace(claim, spec=spec))
+        return await self._writer.update(held)
 
     async def _wanted(self, attempt: Attempt) -> dict[Family, Candidates]:
         if not attempt.candidates:
             request = attempt.request
-            selected = await self._catalog.select_surely(request.config, request.workload.namespace)
-            attempt.candidates = {candidates.family: candidates for candidates in selected}
+            selection = await self._catalog.select(
+                request.config,
+                request.nic,
+                request.facts,
+                namespace=request.workload.namespace,
+                netns_fd=attempt.netns_fd,
+            )
+            attempt.candidates = {candidates.family: candidates for candidates in selection.candidates}
             for family, address in request.fixed.items():
                 if family not in attempt.candidates:
                     raise InvalidConfigError(
                         "the address asked for cannot be given", f"{address}: this NIC gets no IPv{family} address"
                     )
         return attempt.candidates
+
+    # The infrastructure provider
+
+    def _to_be_provided(self, claim: Claim, attempt: Attempt) -> Claim:
+        """The claim with what the provider must know, if it is to be asked about the NIC."""
+        pool = self._catalog.get(claim.spec.pool)
+        if not attempt.parent_mac or claim.spec.provided is not None or pool is None:
+            return claim
+        provided = Provided(subnet=str(pool.network), parent_mac=attempt.parent_mac)
+        return replace(claim, spec=replace(claim.spec, provided=provided))
+
+    async def _bind(self, attempt: Attempt, deadline: float) -> None:
+        """Ask the provider for the claims that it has not answered for yet. Raises ProviderError, StoreError."""
+        open_ = [c for c in attempt.claims.values() if c.spec.provided is not None and not c.spec.provided.mac]
+        if self._provider is None or not open_:
+            return
+        attempt.asked = True
+        answered = await self._provider.allocate(open_, deadline)
+        written = await together(self._writer.update(claim) for claim in answered)
+        attempt.claims |= {claim.spec.ip_version: claim for claim in written}
 
     # Choosing and claiming
 
@@ -189,7 +263,9 @@ class Allocator:
             else:
                 passed = attempt.candidates[starved].passed_over
                 raise ExhaustedError(
-                    f"no free IPv{starved} address", "; ".join((*(view.describe() for view in views), *passed))
+                    f"no free IPv{starved} address for NIC {attempt.request.nic} of {_who(attempt.request)}: all IP"
+                    " addresses used out",
+                    "; ".join((*(view.describe() for view in views), *passed)),
                 )
 
     def _choose_now(self, attempt: Attempt, missing: Iterable[Family]) -> tuple[list[Pick], Family | None]:
@@ -241,6 +317,7 @@ class Allocator:
                 set_size=size,
                 inode=attempt.inode,
             )
+            claim = self._to_be_provided(claim, attempt)
             task = asyncio.create_task(self._writer.create(claim))
             tasks[task] = pick
             attempt.pending[task] = claim
@@ -315,25 +392,29 @@ class Allocator:
                 doubtful.append(claim)
             elif task.exception() is None:
                 attempt.made.append(task.result())
-        rollback = [self._roll_back(claim) for claim in (*attempt.made, *doubtful)]
+        rollback = [self._roll_back(claim, asked=attempt.asked) for claim in (*attempt.made, *doubtful)]
         if rollback:
             await asyncio.gather(*rollback)
 
-    async def _roll_back(self, claim: Claim) -> None:
+    async def _roll_back(self, claim: Claim, *, asked: bool) -> None:
         try:
             async with asyncio.timeout(self._settings.rollback_deadline):
-                await self.discard(claim)
-        except (StoreError, TimeoutError) as error:
+                await self.discard(claim, asked=asked)
+        except (StoreError, ProviderError, TimeoutError) as error:
             log.error("claim %s of a failed ADD could not be deleted yet: %s", claim.metadata.name, error)
             self.leftovers[claim.metadata.name] = claim
 
-    async def discard(self, claim: Claim) -> None:
-        """Delete a claim of an ADD that failed, whether or not its creation was seen to succeed. Raises StoreError."""
+    async def discard(self, claim: Claim, *, asked: bool = True) -> None:
+        """Delete a claim of an ADD that failed, whether or not its creation was seen to succeed.
+
+        The infrastructure provider lets go first, if it may have been `asked`. Raises ProviderError, StoreError.
+        """
         made: Claim | None = claim
         if not claim.metadata.uid:
             made = await self._writer.read_after_writes(claim.metadata.name)
         if made is not None and same_claim(claim)(made):
-            await self._writer.release(made, same_claim(claim), metrics.allocation_conflicts)
+            release = self._writer.free if asked else self._writer.release
+            await release(made, same_claim(claim), metrics.allocation_conflicts)
         self.leftovers.pop(claim.metadata.name, None)
 
 
@@ -346,8 +427,25 @@ def _pick_fixed(view: PoolView, pool: PoolFacts, address: Address) -> Pick:
     return Pick(view, pool, address)
 
 
-def _is_ours(claim: Claim, request: Request) -> bool:
-    return claim.spec.state == "Allocated" and set_key(claim) == (request.identity, request.nic)
+def _unchanged(claim: Claim) -> Callable[[Claim], bool]:
+    return lambda current: set_key(current) == set_key(claim) and current.metadata.uid == claim.metadata.uid
+
+
+def _may_move(request: Request, kept: Mapping[Family, Claim]) -> bool:
+    """Whether the pod may get other addresses than it had in a sandbox that is gone, if somebody uses those.
+
+    A DEL frees nothing as long as the pod is alive: without this, a pod whose address was stolen would never start.
+    """
+    facts = request.facts
+    before = {claim.spec.container_id for claim in kept.values()}
+    return facts is not None and not facts.static and request.container_id not in before
+
+
+def _who(request: Request) -> str:
+    workload = request.workload
+    if not workload.name:
+        return f"container {request.container_id}"
+    return f"pod {workload.namespace}/{workload.pod or workload.name}"
 
 
 def _holder(claim: Claim | None) -> str:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from ipaddress import ip_interface
 from typing import Any
 
+from api.annotations import PoolNames
 from api.claim import Workload, identity_label
 from api.ranges import Address, Family
 from plugins.cni import Call
-from plugins.errors import InvalidConfigError, UnsupportedFieldError
+from plugins.errors import InvalidConfigError
+from plugins.ipam.pods import PodFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,13 @@ class IpamConfig:
     ipv6_pools: tuple[str, ...] = ()
     clean_gateway: bool = False
     """Give no default route."""
+    match_master_subnet: bool = False
+    """Take only pools in whose subnet the NIC's physical function (SR-IOV) has an address."""
+
+    @property
+    def pools(self) -> PoolNames:
+        """The candidate pools of both families."""
+        return PoolNames(self.ipv4_pools, self.ipv6_pools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,8 @@ class Request:
     config: IpamConfig = IpamConfig()
     fixed: Mapping[Family, Address] = field(default_factory=dict)
     """Addresses that the runtime asks for by name; another one will not do."""
+    facts: PodFacts | None = None
+    """The pod, where there are pods."""
 
     @property
     def identity(self) -> str:
@@ -45,7 +56,7 @@ class Request:
 
 
 def parse_request(call: Call) -> Request:
-    """The request in an ADD. Raises InvalidConfigError or UnsupportedFieldError naming the member."""
+    """The request in an ADD. Raises InvalidConfigError naming the member."""
     for text in (call.netns, call.pod_namespace, call.pod_name, call.pod_uid):
         if not text.isascii():
             _check_text(text)
@@ -78,17 +89,16 @@ def network_name(config: Mapping[str, Any]) -> str:
 
 
 def parse_config(config: Mapping[str, Any]) -> IpamConfig:
-    """The `ipam` block. Raises InvalidConfigError or UnsupportedFieldError naming the member."""
+    """The `ipam` block. Raises InvalidConfigError naming the member."""
     block = config.get("ipam")
     if not isinstance(block, Mapping):
         reason = "is missing" if block is None else f"is a {type(block).__name__}"
         raise InvalidConfigError("the network configuration is invalid", f"ipam: {reason}, an object is expected")
-    if _boolean(block, "match_master_subnet"):
-        raise UnsupportedFieldError("match_master_subnet is not supported", "ipam.match_master_subnet: must be false")
     return IpamConfig(
         ipv4_pools=_names(block, "default_ipv4_ippool"),
         ipv6_pools=_names(block, "default_ipv6_ippool"),
         clean_gateway=_boolean(block, "clean_gateway"),
+        match_master_subnet=_boolean(block, "match_master_subnet"),
     )
 
 

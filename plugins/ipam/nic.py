@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import socket
+import struct
+from array import array
 
 from api.ranges import Address
 from plugins.errors import CheckFailedError, IOFailureError
@@ -14,6 +18,13 @@ from plugins.net.netns import enter, run_in_thread
 
 _DEADLINE = 5.0
 """Seconds for the kernel's answer, which takes 0.2 ms unless many links are being changed."""
+
+SYSFS = "/sys"
+_PCI_ADDRESS = re.compile(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
+_SIOCETHTOOL = 0x8946
+_ETHTOOL_GDRVINFO = 0x3
+_DRVINFO_SIZE, _BUS_INFO = 196, 4 + 32 + 32 + 32
+"""struct ethtool_drvinfo: cmd, driver, version, fw_version, bus_info and more. include/uapi/linux/ethtool.h."""
 
 
 def namespace_lives(path: str, inode: int) -> bool:
@@ -41,6 +52,58 @@ async def addresses_of(netns_fd: int, ifname: str) -> set[Address]:
         return await uninterrupted(run_in_thread(read))  # the descriptor is the caller's and open as long as it waits
     except OSError as error:
         raise IOFailureError("the NIC's addresses cannot be read", f"{ifname}: {error.strerror}") from error
+
+
+async def master_addresses(netns_fd: int, ifname: str, sysfs: str = SYSFS) -> frozenset[Address]:
+    """The addresses of the physical function (SR-IOV) whose virtual function the NIC is.
+
+    The NIC is in the pod's network namespace, its physical function in ours. Raises CheckFailedError if there is no
+    such NIC, IOFailureError if it is no virtual function or its physical function has no NIC here.
+    """
+
+    def read_bus() -> str:
+        enter(netns_fd)
+        return pci_address(ifname)
+
+    def read() -> frozenset[Address]:
+        master = physical_function(sysfs, bus, ifname)
+        index = socket.if_nametoindex(master)
+        with Netlink(NETLINK_ROUTE, _DEADLINE) as kernel:
+            found = rtlink.parse_addresses(kernel.dump(rtlink.address_dump()))
+        return frozenset(address.address for address in found if address.ifindex == index)
+
+    try:
+        bus = await uninterrupted(run_in_thread(read_bus))  # the descriptor is the caller's
+        return await run_in_thread(read)
+    except OSError as error:
+        raise IOFailureError(
+            "match_master_subnet: the NIC's physical function (SR-IOV) cannot be found", f"{ifname}: {error}"
+        ) from error
+
+
+def pci_address(ifname: str) -> str:
+    """The bus address that the driver of a NIC in this namespace tells, as `ethtool -i` shows it. Raises OSError."""
+    answer = array("B", bytes(_DRVINFO_SIZE))
+    struct.pack_into("=I", answer, 0, _ETHTOOL_GDRVINFO)
+    request = struct.pack("16sP16x", ifname.encode(), answer.buffer_info()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
+    text = answer.tobytes()[_BUS_INFO : _BUS_INFO + 32]
+    return text.partition(b"\0")[0].decode(errors="replace")
+
+
+def physical_function(sysfs: str, bus: str, ifname: str) -> str:
+    """Name of the NIC of the physical function behind the virtual function at PCI address `bus`. Raises OSError."""
+    if not _PCI_ADDRESS.fullmatch(bus):
+        raise OSError(f"{ifname} is no PCI device ({bus or 'no bus address'})")
+    folder = f"{sysfs}/bus/pci/devices/{bus}/physfn"
+    try:
+        names = sorted(os.listdir(f"{folder}/net"))
+    except FileNotFoundError:
+        raise OSError(f"{ifname} at {bus} is no virtual function, or its physical function has no NIC here") from None
+    if not names:
+        raise OSError(f"the physical function of {ifname} at {bus} has no NIC here")
+    return names[0]
 
 
 async def leave_duplicates_to_us(netns_fd: int, ifname: str) -> None:

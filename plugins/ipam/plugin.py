@@ -7,11 +7,12 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from random import Random
 from typing import Any
 
-from api.claim import Claim
+from api.claim import Claim, Workload
 from api.endpoint import EndpointIP
 from api.pool import Pool
 from api.ranges import Address, Family, IPSet
@@ -33,11 +34,12 @@ from plugins.ipam.candidates import PoolFacts
 from plugins.ipam.catalog import Catalog
 from plugins.ipam.claims import ClaimWriter
 from plugins.ipam.concurrency import Key, KeyLocks, container_key, pod_key, together
-from plugins.ipam.config import network_name, parse_config, parse_request
+from plugins.ipam.config import Request, network_name, parse_config, parse_request
 from plugins.ipam.detection import Detector
 from plugins.ipam.endpoints import EndpointWriter
 from plugins.ipam.held import NodeClaims, belongs, partial, set_key
 from plugins.ipam.nic import addresses_of, namespace_lives
+from plugins.ipam.pods import NoPods, PodSource
 from plugins.ipam.settings import IpamSettings
 from plugins.ipam.view import Views
 from store.errors import InvalidError, NotFoundError, StoreError
@@ -52,12 +54,15 @@ _HOUSEKEEPING = 30.0
 class Ipam(Plugin):
     """The plugin. `run` must be running for anything to work; `ready` tells when it does."""
 
-    def __init__(self, store: Store, node: str, settings: IpamSettings, prober: Prober) -> None:
+    def __init__(
+        self, store: Store, node: str, settings: IpamSettings, prober: Prober, pods: PodSource | None = None
+    ) -> None:
         self._store = store
         self._settings = settings
-        enabled: dict[Family, bool] = {4: settings.enable_ipv4, 6: settings.enable_ipv6}
-        families = tuple(family for family, on in enabled.items() if on)
-        self._catalog = Catalog(store, node, families, self._pool_changed, self._reserved_changed)
+        self._pods = pods or NoPods()
+        self._catalog = Catalog(
+            store, node, settings, self._pool_changed, self._reserved_changed, knows_pods=self._pods.knows_pods
+        )
         self._views = Views(store, self._reserved_of, self._spawn, Random())
         self._held = NodeClaims(store, node)
         self._writer = ClaimWriter(store, self._held, self._views)
@@ -83,6 +88,7 @@ class Ipam(Plugin):
                 self._group = group
                 for informer in (self._catalog.pools, self._catalog.reserved_ips, self._held.informer):
                     group.create_task(informer.run())
+                group.create_task(self._pods.run())
                 group.create_task(self._endpoints.run())
                 group.create_task(self._keep_house())
         finally:
@@ -93,6 +99,7 @@ class Ipam(Plugin):
         async with asyncio.timeout(deadline):
             for informer in (self._catalog.pools, self._catalog.reserved_ips, self._held.informer):
                 await informer.synced()
+            await self._pods.ready()
 
     # The commands
 
@@ -168,8 +175,11 @@ class Ipam(Plugin):
             raise NotAvailableError("the agent is starting", "pools and claims have not been read yet") from None
         except StoreError as error:
             raise NotAvailableError("the store cannot be reached", str(error)) from error
+        config = parse_config(call.config)
+        if self._pods.knows_pods:
+            return  # which pools are asked for is each pod's to say
         try:
-            await self._catalog.select_surely(parse_config(call.config), None)
+            await self._catalog.select(config, "", None)
         except StoreError as error:
             raise NotAvailableError("the store cannot be reached", str(error)) from error
         except NoPoolError as error:
@@ -208,11 +218,31 @@ class Ipam(Plugin):
         with self._foreign_errors("ADD"):
             async with asyncio.timeout(self._settings.add_deadline):
                 await self.ready(self._settings.add_deadline)
+                request = await self._with_pod(request)
                 async with locks:
                     result, entry = await self._allocator.allocate(request, call.netns_fd)
         log.info("gave %s", _told(entry))
         self._endpoints.attached(request.workload, request.pod_uid, request.container_id, entry)
         return encode_result(result, call.cni_version)
+
+    async def _with_pod(self, request: Request) -> Request:
+        """The request with what is known of its pod. Raises PodGoneError, StoreError."""
+        workload = request.workload
+        facts = await self._pods.find(workload.namespace, workload.name, request.pod_uid)
+        if facts is None:
+            return request
+        name, static = workload.name, facts.static
+        return replace(
+            request,
+            pod_uid=facts.pod.metadata.uid,
+            workload=Workload(
+                namespace=workload.namespace,
+                name=static or name,
+                pod=name if static not in ("", name) else "",
+                controller=facts.controller,
+            ),
+            facts=facts,
+        )
 
     async def _delete(self, call: Call) -> None:
         with self._foreign_errors("DEL"):
