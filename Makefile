@@ -65,12 +65,14 @@ lint: dev-env ## style, types, import contract, generated files
 	@$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
 	@$(PY) -m api.crd --check
 	@$(PY) -m agent.settings --check
+	@$(PY) -m controller.settings --check
 	@plugins/shim/build.sh lint
 	@$(PY) -m agent.dataplane.load --compile-only
 
 generate: dev-env ## CRDs and reference pages from the types
 	@$(PY) -m api.crd
 	@$(PY) -m agent.settings --markdown > docs/settings.md
+	@$(PY) -m controller.settings --markdown > docs/settings-controller.md
 
 format: dev-env ## rewrite the sources in the one style
 	@$(BIN)/ruff check --fix .

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from controller.admission import pool, reservedip
-from controller.admission.rules import Entry
+from controller.admission.rules import Entry, Features
 
-TABLE: tuple[Entry, ...] = (
-    pool.ADMISSION,
-    reservedip.ADMISSION,
-)
+
+def table(features: Features) -> tuple[Entry, ...]:  # noqa: ARG001 (kinds that can be switched off ask it)
+    """What this installation admits."""
+    return (pool.ADMISSION, reservedip.ADMISSION)
