@@ -156,10 +156,12 @@ def _early_warning(text: str) -> None:
 
 
 def docstrings(kind: type[Any]) -> dict[str, str]:
-    """The docstring below each attribute of a dataclass, in one line."""
+    """The docstring below each attribute of a dataclass, in one line; inherited ones as well."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)  # noqa: S101 (getsource of a class)
     result: dict[str, str] = {}
+    for base in reversed(kind.__bases__):
+        result |= docstrings(base) if dataclasses.is_dataclass(base) else {}
     for member, below in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name) and isinstance(below, ast.Expr):
             text = below.value
