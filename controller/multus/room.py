@@ -135,7 +135,7 @@ class MultusRoom:
         self._networks.informer.learn(written)
 
     def _tell(self, key: Key, decision: Decision) -> None:
-        events = self._self._events
+        events = self._events
         if decision.config is not None and decision.problems:
             events.warning(decision.config, INVALID, "; ".join(str(each) for each in decision.problems))
         for loser in decision.losers:
