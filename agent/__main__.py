@@ -9,8 +9,8 @@ import sys
 
 from agent import daemon
 from agent.rooms import furnish
-from agent.server import AddressInUseError
 from agent.settings import SOURCES
+from agent.unixsocket import AddressInUseError
 from daemon.logs import configure
 from daemon.sources import SettingsError, to_yaml
 from store.errors import StoreError

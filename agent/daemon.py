@@ -8,7 +8,7 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from agent.host import Host
@@ -38,6 +38,8 @@ class Rooms:
     restarts the whole, which is tried at every start, rather than a part, which is tried never."""
     ready: Callable[[float], Awaitable[None]]
     """Returns when ADDs can be executed. Raises CniError or TimeoutError after so many seconds."""
+    doors: Mapping[str, Callable[[Host, Health], Coroutine[Any, Any, None]]] = field(default_factory=dict)
+    """Further ways in for calls: tasks as in `background`, for which the host executes."""
 
 
 Furnish = Callable[[Settings, AsyncExitStack], Awaitable[Rooms]]
@@ -88,6 +90,7 @@ async def run(settings: Settings, furnish: Furnish) -> int:
         queue = admission.queue = CallQueue(settings.queue, host.replay)
         queue.open()
         tasks = {name: loop.create_task(work(), name=name) for name, work in rooms.background.items()}
+        tasks |= {name: loop.create_task(door(host, health), name=name) for name, door in rooms.doors.items()}
         tasks["queue"] = loop.create_task(queue.run(), name="queue")
         if interval := watchdog_interval():
             tasks["watchdog"] = loop.create_task(watchdog(interval), name="watchdog")

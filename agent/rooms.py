@@ -9,12 +9,17 @@ from typing import Any
 from agent.collector import Collector
 from agent.daemon import Rooms
 from agent.dataplane import Dataplane
+from agent.host import Host
 from agent.settings import Settings
+from agent.upstream.settings import UpstreamSettings
+from daemon.health import Health
 from plugins.cni import Plugin
 from plugins.coordinator.coordinator import Coordinator
 from plugins.coordinator.probe import Prober
 from plugins.ipam.plugin import Ipam
+from plugins.ipam.pods import NoPods, Pods
 from store.open import open_store
+from store.port import Store
 
 
 async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
@@ -24,7 +29,8 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     prober = Prober(settings.probe)
     stack.push_async_callback(prober.close)
     node = settings.node.resolve()
-    ipam = Ipam(store, node, settings.ipam, prober)
+    pods = Pods(store, node, settings.ipam) if settings.store.kind == "kubernetes" else NoPods()
+    ipam = Ipam(store, node, settings.ipam, prober, pods)
     coordinator = Coordinator(settings.coordinator, prober)
     stack.push_async_callback(coordinator.close)
     plugins: dict[str, Plugin] = {"spiderpool": ipam, "coordinator": coordinator}
@@ -33,4 +39,20 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
         background["collector"] = Collector(store, node, settings.collector).run
     if settings.dataplane.enabled:
         background["dataplane"] = Dataplane(store, settings.dataplane).run
-    return Rooms(plugins=plugins, background=background, ready=ipam.ready)
+    doors: dict[str, Callable[[Host, Health], Coroutine[Any, Any, None]]] = {}
+    if path := settings.upstream.path(settings.store.kind):
+        doors["upstream"] = _upstream_door(path, settings.upstream, store)
+    return Rooms(plugins=plugins, background=background, ready=ipam.ready, doors=doors)
+
+
+def _upstream_door(
+    path: str, settings: UpstreamSettings, store: Store
+) -> Callable[[Host, Health], Coroutine[Any, Any, None]]:
+    """Upstream's API; its HTTP library is loaded only where it is served."""
+    from agent.upstream.api import UpstreamApi  # noqa: PLC0415
+    from agent.upstream.door import UpstreamDoor  # noqa: PLC0415 (20 MB)
+
+    def serve(host: Host, health: Health) -> Coroutine[Any, Any, None]:
+        return UpstreamDoor(path, settings, UpstreamApi(settings, store, host, health)).run()
+
+    return serve

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import logging
-import os
 import socket
-import stat
 from contextlib import suppress
 
 from agent import metrics
 from agent.host import Host
 from agent.settings import ServerSettings
+from agent.unixsocket import BACKLOG, UnixSocket
 from agent.wire import FrameError, Status, close_all, encode_reply, hung_up, peer_uid, receive_request, send_reply
 
-_BACKLOG = 1024
 _ACCEPTS_PER_TURN = 64
 """Connections taken before the event loop may do something else."""
 _ACCEPT_PAUSE = 0.2
@@ -31,10 +28,6 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _log = logging.getLogger(__name__)
 
 
-class AddressInUseError(Exception):
-    """Another agent, or something that is not ours, has the socket's path."""
-
-
 class Server:
     """Accepts calls on `settings.socket` and lets a host execute them.
 
@@ -44,47 +37,25 @@ class Server:
     """
 
     def __init__(self, settings: ServerSettings) -> None:
-        self._path = settings.socket
+        self._socket = UnixSocket(settings.socket)
         self._settings = settings
         self._capacity = settings.concurrency + settings.waiting
         self._tasks: set[asyncio.Task[None]] = set()
         self._host: Host | None = None
         self._listener: socket.socket | None = None
-        self._lock_fd = -1
-        self._inode = 0
 
     def claim(self) -> None:
         """Make sure that no other agent serves the path, and keep others from it as long as this process lives.
 
-        The lock decides between agents that start at the same moment; the connection attempt finds whoever knows
-        nothing of the lock. Raises AddressInUseError, OSError.
+        Raises AddressInUseError, OSError.
         """
-        os.makedirs(os.path.dirname(self._path), mode=0o755, exist_ok=True)
-        self._lock_fd = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AddressInUseError(f"another agent serves {self._path} (it holds {self._path}.lock)") from None
-        _refuse_if_answered(self._path)
+        self._socket.claim()
 
     def listen(self, host: Host) -> None:
-        """Accept calls from now on. `claim` comes first.
-
-        The new socket is renamed into place: shims that wait for a restarting agent find the dead one's or this one.
-        Raises OSError.
-        """
-        fresh = f"{self._path}.new"
-        with suppress(FileNotFoundError):
-            os.unlink(fresh)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        os.fchmod(listener.fileno(), 0o600)  # before bind: the node is created with it, whatever the umask (unix(7))
-        listener.bind(fresh)
-        listener.listen(_BACKLOG)
-        self._inode = os.stat(fresh).st_ino
-        os.rename(fresh, self._path)
+        """Accept calls from now on. `claim` comes first. Raises OSError."""
+        self._listener = self._socket.listen()
         self._host = host
-        self._listener = listener
-        asyncio.get_running_loop().add_reader(listener, self._accept)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def stop(self, patience: float) -> None:
         """Take no more calls, give the executing ones `patience` seconds, then have them rolled back.
@@ -94,9 +65,7 @@ class Server:
         """
         if self._listener is None or self._host is None:
             return
-        with suppress(FileNotFoundError):
-            if os.stat(self._path).st_ino == self._inode:
-                os.unlink(self._path)
+        self._socket.unlink()
         asyncio.get_running_loop().remove_reader(self._listener)
         self._turn_away(self._listener)
         self._listener.close()
@@ -112,7 +81,7 @@ class Server:
             _, late = await asyncio.wait(self._tasks, timeout=_ROLLBACK_DEADLINE)
             if late:
                 _log.error("%d calls did not end in time and are abandoned", len(late))
-        os.close(self._lock_fd)
+        self._socket.release()
 
     def _accept(self) -> None:
         assert self._listener is not None  # noqa: S101 (the reader is removed when it is closed)
@@ -158,7 +127,7 @@ class Server:
     def _turn_away(self, listener: socket.socket) -> None:
         """Answer what is in the listen queue; nothing is added to it any more, the path is gone."""
         with suppress(OSError):  # empty; or without descriptors, when closing it must do
-            for _ in range(_BACKLOG + 1):
+            for _ in range(BACKLOG + 1):
                 connection, _ = listener.accept()
                 connection.setblocking(False)
                 _refuse(connection, Status.STOPPING, _STOPPING)
@@ -198,21 +167,3 @@ def _refuse(connection: socket.socket, status: Status, text: str) -> None:
             connection.send(encode_reply(status, text.encode()), socket.MSG_NOSIGNAL)  # fits an empty buffer
         except OSError:
             return
-
-
-def _refuse_if_answered(path: str) -> None:
-    """Raise AddressInUseError unless `path` is free or a socket that nobody listens on."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise AddressInUseError(f"{path} exists and is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as probe:
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return
-        except BlockingIOError:  # its listen queue is full: somebody is there
-            pass
-    raise AddressInUseError(f"another process answers on {path}")

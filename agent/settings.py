@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from agent.collector import CollectorSettings
 from agent.dataplane.settings import DataplaneSettings
+from agent.upstream.settings import UpstreamSettings
 from daemon.limits import at_least
 from daemon.settings import HealthSettings, LogSettings
 from daemon.sources import Sources
@@ -98,6 +99,7 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     store: StoreSettings = field(default_factory=StoreSettings)
+    upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     ipam: IpamSettings = field(default_factory=IpamSettings)
     coordinator: CoordinatorSettings = field(default_factory=CoordinatorSettings)

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from agent import daemon
-from agent.server import AddressInUseError
+from agent.unixsocket import AddressInUseError
 from agent.settings import SOURCES, Settings
 from daemon.logs import configure
 from plugins.cni import Call
