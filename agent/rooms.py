@@ -30,7 +30,7 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     stack.push_async_callback(prober.close)
     node = settings.node.resolve()
     pods = Pods(store, node, settings.ipam) if settings.store.kind == "kubernetes" else NoPods()
-    ipam = Ipam(store, node, settings.ipam, prober, pods)
+    ipam = Ipam(store, node, settings.ipam, prober, pods=pods)
     coordinator = Coordinator(settings.coordinator, prober)
     stack.push_async_callback(coordinator.close)
     plugins: dict[str, Plugin] = {"spiderpool": ipam, "coordinator": coordinator}

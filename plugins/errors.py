@@ -117,6 +117,12 @@ class PodGoneError(CniError):
     code = 106
 
 
+class ProviderError(CniError):
+    """The infrastructure provider cannot be asked, or refuses."""
+
+    code = 107
+
+
 class InternalError(CniError):
     """A fault of ours; the log has the trace."""
 

@@ -93,9 +93,7 @@ class Allocator:
             await self._bind(attempt, deadline)
             others = [c for c in self._held.of_identity(request.identity) if c.spec.nic != request.nic]
             routes = routes_for(request.nic, attempt.claims.values(), others, source.routes, self._catalog.get)
-            answer = result_of(
-                attempt.claims, self._catalog.get, clean_gateway=source.clean_gateway, routes=routes
-            )
+            answer = result_of(attempt.claims, self._catalog.get, clean_gateway=source.clean_gateway, routes=routes)
         except BaseException:
             await uninterrupted(self._undo(attempt))
             raise
@@ -116,8 +114,11 @@ class Allocator:
         stays as long as its pool is one that the pod names, whether or not that pool may serve.
         """
         request = attempt.request
-        static = request.facts is not None and bool(request.facts.static)
-        if not static and not await self._held.of_set(request.identity, request.nic):
+        static = False
+        if request.facts is not None and request.facts.static:
+            static = True
+            attempt.quiet = await self._retained.migrates(request.facts)
+        elif not await self._held.of_set(request.identity, request.nic):
             return
         for _ in range(_ADOPTIONS):
             claims = await self._held.read_set(request.identity, request.nic)
@@ -155,19 +156,17 @@ class Allocator:
         found = [claim for claim in found if set_key(claim) != (request.identity, request.nic)]
         if not found:
             return {}, []
-        attempt.quiet = await self._retained.migrates(facts)
         await self._retained.ensure_free(found, facts, migrates=attempt.quiet)
         named = await self._catalog.named(source, facts)
         enabled = {4: self._settings.enable_ipv4, 6: self._settings.enable_ipv6}
         attempt.wanted = {family for family, names in named.items() if names and enabled[family]}
-        kept, surplus = by_family(found)
-        kept, dropped = split({f: c for f, c in kept.items() if f not in own}, named)
+        first, surplus = by_family(found)
+        kept, dropped = split({family: claim for family, claim in first.items() if family not in own}, named)
         if kept.keys() | own.keys() != attempt.wanted:
             await self._wanted(attempt)  # before anything is given up: this may refuse the ADD
-        gone = [claim for claim in [*surplus, *dropped] if claim.spec.ip_version not in own]
         for claim in dropped:
             log.info("%s of pool %s goes: the pod names other pools now", claim.spec.address, claim.spec.pool)
-        return kept, gone
+        return kept, [*surplus, *dropped, *(claim for family, claim in first.items() if family in own)]
 
     def _respect_fixed(self, request: Request, kept: Mapping[Family, Claim]) -> None:
         for family, address in request.fixed.items():

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from api.claim import Claim
 from api.ranges import Address, Family
 from plugins.ipam.candidates import Candidates, PoolFacts
@@ -34,6 +36,16 @@ class Attempt:
     """What the pod gets."""
     settled: bool = False
     """The set was complete before this ADD: it only asks again for what it was given."""
+    sticky: set[Family] = field(default_factory=set)
+    """Families whose address is not replaced when somebody else is found to use it."""
+    quiet: bool = False
+    """The network is not asked: the source of a live migration rightly uses the addresses."""
+    wanted: set[Family] = field(default_factory=set)
+    """Families of which pools are named, once that was looked up for inherited claims."""
+    parent_mac: str = ""
+    """MAC address of the NIC below, for the infrastructure provider; empty: it is not to be asked."""
+    asked: bool = False
+    """The infrastructure provider was asked about the claims."""
     pending: dict[asyncio.Task[Claim], Claim] = field(default_factory=dict)
     """Creations begun."""
     made: list[Claim] = field(default_factory=list)
@@ -46,9 +58,10 @@ class Attempt:
 
 
 def same_claim(claim: Claim) -> Callable[[Claim], bool]:
-    """Whether a claim read later is still this one and for this container."""
+    """Whether a claim read later is still this one and for this container, whatever a provider said meanwhile."""
 
     def same(other: Claim) -> bool:
-        return other.spec == claim.spec and claim.metadata.uid in ("", other.metadata.uid)
+        alike = replace(other.spec, provided=claim.spec.provided) == claim.spec
+        return alike and claim.metadata.uid in ("", other.metadata.uid)
 
     return same

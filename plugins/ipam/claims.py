@@ -10,11 +10,25 @@ from datetime import timedelta
 from msgspec.structs import replace
 from prometheus_client import Counter
 
-from api.claim import LABEL_IDENTITY, LABEL_NODE, LABEL_POOL, Claim, ClaimSpec, Quarantine, claim_name, label_value
+from api.claim import (
+    LABEL_IDENTITY,
+    LABEL_NODE,
+    LABEL_POOL,
+    LABEL_WORKLOAD,
+    Claim,
+    ClaimSpec,
+    Provided,
+    Quarantine,
+    Workload,
+    claim_name,
+    label_value,
+    workload_label,
+)
 from api.meta import ObjectMeta, now
 from api.ranges import Address
 from plugins.ipam.config import Request
 from plugins.ipam.held import NodeClaims
+from plugins.ipam.provider import Provider
 from plugins.ipam.view import Views
 from store.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError, UncertainError
 from store.port import Store
@@ -28,18 +42,26 @@ _NOBODYS = "00000000-0000-0000-0000-000000000000"
 """The nil UUID (RFC 9562 section 5.9): no object's uid."""
 
 
-def new_claim(request: Request, *, node: str, pool: str, address: Address, set_size: int, inode: int) -> Claim:
+def new_claim(
+    request: Request,
+    *,
+    node: str,
+    pool: str,
+    address: Address,
+    set_size: int,
+    inode: int,
+    provided: Provided | None = None,
+) -> Claim:
     """The claim on `address` for this request, not yet in the store."""
     return Claim(
         metadata=ObjectMeta(
-            name=claim_name(address),
-            labels={LABEL_POOL: label_value(pool), LABEL_NODE: label_value(node), LABEL_IDENTITY: request.identity},
+            name=claim_name(address), labels={LABEL_POOL: label_value(pool), **holder_labels(request, node)}
         ),
         spec=ClaimSpec(
             address=str(address),
             ip_version=address.version,
             pool=pool,
-            workload=request.workload if request.workload.name else None,
+            workload=workload_of(request),
             pod_uid=request.pod_uid,
             container_id=request.container_id,
             nic=request.nic,
@@ -48,8 +70,48 @@ def new_claim(request: Request, *, node: str, pool: str, address: Address, set_s
             node=node,
             netns=request.netns,
             netns_inode=inode,
+            provided=provided,
         ),
     )
+
+
+def held_by(claim: Claim, request: Request, *, node: str, set_size: int, inode: int) -> Claim:
+    """The claim as this request's, whoever had it before; not yet written.
+
+    What an infrastructure provider said counts for the pod that it was said to.
+    """
+    spec = claim.spec
+    kept = {LABEL_NODE, LABEL_IDENTITY, LABEL_WORKLOAD}
+    labels = {key: value for key, value in claim.metadata.labels.items() if key not in kept}
+    return replace(
+        claim,
+        metadata=replace(claim.metadata, labels={**labels, **holder_labels(request, node)}),
+        spec=replace(
+            spec,
+            workload=workload_of(request),
+            pod_uid=request.pod_uid,
+            container_id=request.container_id,
+            network=request.network,
+            node=node,
+            netns=request.netns,
+            netns_inode=inode,
+            set_size=set_size,
+            provided=spec.provided if (spec.pod_uid, spec.node) == (request.pod_uid, node) else None,
+        ),
+    )
+
+
+def workload_of(request: Request) -> Workload | None:
+    """Who a claim of this request is for; None if nobody has a name."""
+    return request.workload if request.workload.name else None
+
+
+def holder_labels(request: Request, node: str) -> dict[str, str]:
+    """The labels that tell who holds a claim, and where."""
+    labels = {LABEL_NODE: label_value(node), LABEL_IDENTITY: request.identity}
+    if request.facts is not None and request.facts.static:
+        labels[LABEL_WORKLOAD] = workload_label(request.workload.namespace, request.workload.name)
+    return labels
 
 
 def quarantined(claim: Claim, reason: str, mac: str, seconds: float) -> Claim:
@@ -58,7 +120,8 @@ def quarantined(claim: Claim, reason: str, mac: str, seconds: float) -> Claim:
     return replace(
         claim,
         metadata=replace(
-            claim.metadata, labels={k: v for k, v in claim.metadata.labels.items() if k != LABEL_IDENTITY}
+            claim.metadata,
+            labels={k: v for k, v in claim.metadata.labels.items() if k not in (LABEL_IDENTITY, LABEL_WORKLOAD)},
         ),
         spec=ClaimSpec(
             address=spec.address,
@@ -75,10 +138,11 @@ def quarantined(claim: Claim, reason: str, mac: str, seconds: float) -> Claim:
 class ClaimWriter:
     """Writes claims, and tells the caches of every own write."""
 
-    def __init__(self, store: Store, held: NodeClaims, views: Views) -> None:
+    def __init__(self, store: Store, held: NodeClaims, views: Views, provider: Provider | None = None) -> None:
         self._store = store
         self._held = held
         self._views = views
+        self._provider = provider
 
     async def create(self, claim: Claim) -> Claim:
         """Take the address. Raises AlreadyExistsError if somebody else has it, StoreError.
@@ -127,6 +191,19 @@ class ClaimWriter:
                         return self.learn(found)
                     raise ConflictError(f"claim {claim.metadata.name} was changed by somebody else") from None
         raise UncertainError(f"the store does not say whether claim {claim.metadata.name} was updated")
+
+    async def free(self, claim: Claim, still: Callable[[Claim], bool], conflicts: Counter) -> bool:
+        """`release`, after the infrastructure provider has let go of the address.
+
+        The provider first: another pod that gets the address asks for it at once. Raises ProviderError, and then the
+        claim stays; StoreError.
+        """
+        if self._provider is not None and claim.spec.provided is not None:
+            current = await self.read(claim.metadata.name)
+            if current is None or not still(current):
+                return False
+            await self._provider.release(current)
+        return await self.release(claim, still, conflicts)
 
     async def release(self, claim: Claim, still: Callable[[Claim], bool], conflicts: Counter) -> bool:
         """Delete the claim as long as it is `still` the caller's to delete; False if it is not any more.

@@ -86,7 +86,7 @@ class Detector:
         metrics.address_conflicts.inc()
         attempt.strangers.append((address, mac))
         log.warning("address %s of pool %s is in use by %s, seen from NIC %s", address, pool, mac, request.nic)
-        if attempt.settled or family in request.fixed:
+        if family in attempt.sticky or family in request.fixed:
             why = "it was asked for" if family in request.fixed else "the pod was given it before"
             raise AddressConflictError(
                 "the address is in use by somebody else",

@@ -1,20 +1,24 @@
-"""SpiderEndpoints of this node's pods: a view for people, written after the ADD has answered.
+"""SpiderEndpoints of this node's pods: a view for people and upstream's clients, written after the ADD has answered.
 
-No decision reads it, so a write that fails is tried a few times, logged and left.
+No decision relies on it, so a write that fails is tried a few times, logged and left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from api.claim import Claim, Workload
+from api.claim import Claim
+from api.core import Pod
 from api.endpoint import Endpoint, EndpointCurrent, EndpointIP, EndpointStatus
 from api.meta import FINALIZER, ObjectMeta, OwnerReference
 from plugins.ipam import metrics
+from plugins.ipam.held import is_retained
 from store.errors import AlreadyExistsError, ConflictError, InvalidError, NotFoundError, StoreError
 from store.port import Store
 
@@ -26,50 +30,67 @@ _BATCH = 64
 """Endpoints written at a time; they share a commit."""
 _ATTEMPTS = 5
 
+Key = tuple[str, str]
+"""Namespace and name of the endpoint: those of the pod, or of the virtual machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose endpoint it is."""
+
+    uid: str
+    """UID of the pod; the container id where there is no pod."""
+    owner: OwnerReference | None
+    """The pod, with which the endpoint goes; None if it outlives the pod, or where there is no pod."""
+    static: bool
+    """The addresses outlive the pod."""
+    controller_type: str
+    controller_name: str
+
 
 @dataclass(slots=True)
 class _Change:
     """What is to be written about one pod."""
 
-    uid: str
-    owner: OwnerReference | None
+    subject: Subject
     nics: dict[str, EndpointIP | None] = field(default_factory=dict)
     """NIC to its entry; None if the NIC has no addresses any more."""
 
 
 class EndpointWriter:
-    """Writes endpoints in the background, the latest state of each pod once."""
+    """Writes endpoints in the background, the latest state of each pod once.
 
-    def __init__(self, store: Store, node: str, limit: int) -> None:
+    With `owners_collect` endpoints go with the pods that own them, by Kubernetes' garbage collection, and a DEL costs
+    no write.
+    """
+
+    def __init__(self, store: Store, node: str, limit: int, *, owners_collect: bool = False) -> None:
         self._store = store
         self._node = node
         self._limit = limit
-        self._changes: dict[tuple[str, str], _Change] = {}
+        self._owners_collect = owners_collect
+        self._changes: dict[Key, _Change] = {}
+        self._written: OrderedDict[Key, Endpoint] = OrderedDict()
+        """What was written last, so that the next NIC's write need not read it first."""
         self._wake = asyncio.Event()
         self._busy = False
         self._dropping = False
 
-    def attached(self, workload: Workload, pod_uid: str, container_id: str, entry: EndpointIP) -> None:
-        """The NIC of `entry` got its addresses."""
-        owner = None
-        if pod_uid:
-            owner = OwnerReference(api_version="v1", kind="Pod", name=workload.name, uid=pod_uid)
-        self._note(workload, pod_uid or container_id, owner, entry.interface, entry)
+    def attached(self, claim: Claim, entry: EndpointIP) -> None:
+        """The NIC of `entry` got its addresses, one of which is the claim's."""
+        self._note(claim, entry.interface, entry)
 
     def detached(self, claim: Claim) -> None:
         """The claim's NIC has given its addresses back."""
-        if claim.spec.workload is not None:
-            uid = claim.spec.pod_uid or claim.spec.container_id
-            self._note(claim.spec.workload, uid, None, claim.spec.nic, None)
+        if not self._owners_collect or subject_of(claim).owner is None:
+            self._note(claim, claim.spec.nic, None)
 
-    def _note(
-        self, workload: Workload, uid: str, owner: OwnerReference | None, nic: str, entry: EndpointIP | None
-    ) -> None:
-        if not workload.name or not workload.namespace:
+    def _note(self, claim: Claim, nic: str, entry: EndpointIP | None) -> None:
+        key, subject = key_of(claim), subject_of(claim)
+        if not all(key):
             return
-        key = (workload.namespace, workload.name)
         change = self._changes.get(key)
-        if change is None or change.uid != uid:
+        if change is None or change.subject.uid != subject.uid:
             if change is not None and entry is None:
                 return  # a predecessor of the same name goes; its endpoint is being overwritten
             if change is None and len(self._changes) >= self._limit:
@@ -78,8 +99,8 @@ class EndpointWriter:
                     log.warning("too many endpoints wait to be written, %s/%s and further ones are left out", *key)
                 self._dropping = True
                 return
-            change = self._changes[key] = _Change(uid, owner)
-        change.owner = owner or change.owner
+            change = self._changes[key] = _Change(subject)
+        change.subject = subject
         change.nics[nic] = entry
         self._wake.set()
 
@@ -100,43 +121,76 @@ class EndpointWriter:
         """Whether everything noted has been written or given up."""
         return not self._changes and not self._busy
 
-    async def _write(self, key: tuple[str, str], change: _Change) -> None:
+    async def _write(self, key: Key, change: _Change) -> None:
+        known = self._written.pop(key, None)
         for attempt in range(_ATTEMPTS):
             try:
-                await self._write_once(key, change)
+                if attempt or (known is None and not any(change.nics.values())):
+                    known = await self._read(key)
+                written = await self._apply(key, change, known)
             except (ConflictError, AlreadyExistsError, NotFoundError):
-                continue  # somebody wrote in between: look again
+                continue  # somebody else wrote: look again
             except StoreError as error:
                 if attempt == _ATTEMPTS - 1 or isinstance(error, InvalidError):
                     log.warning("endpoint %s/%s was not written: %s", *key, error)
                     break
                 await asyncio.sleep(_DELAY * 2**attempt)
                 continue
+            if written is not None:
+                self._written[key] = written
+                while len(self._written) > self._limit:
+                    self._written.popitem(last=False)
             return
         metrics.endpoints_dropped.inc()
 
-    async def _write_once(self, key: tuple[str, str], change: _Change) -> None:
+    async def _read(self, key: Key) -> Endpoint | None:
         namespace, name = key
         try:
-            current: Endpoint | None = await self._store.get(Endpoint, name, namespace)
+            return await self._store.get(Endpoint, name, namespace)
         except NotFoundError:
-            current = None
-        status = merged(current, change.uid, self._node, change.nics, name)
-        if current is not None and current.metadata.deletion_timestamp is not None and status is not None:
+            return None
+
+    async def _apply(self, key: Key, change: _Change, current: Endpoint | None) -> Endpoint | None:
+        """Write the change to what is there; the endpoint as it is then, None if there is none."""
+        subject = change.subject
+        status = merged(current, subject, self._node, change.nics)
+        if status is None:
+            if current is not None and (uid_of(current) == subject.uid or subject.static):
+                await remove(self._store, current)
+            return None
+        if current is not None and not _goes_on(current, subject):
             await remove(self._store, current)
             current = None
-        if status is None:
-            if current is not None and uid_of(current) == change.uid:
-                await remove(self._store, current)
-        elif current is None:
-            owners = [change.owner] if change.owner else []
-            meta = ObjectMeta(namespace=namespace, name=name, finalizers=[FINALIZER], owner_references=owners)
-            await self._store.create(Endpoint(metadata=meta, status=status))
-        else:
-            meta = current.metadata
-            if change.owner and change.owner not in meta.owner_references:
-                meta = replace(meta, owner_references=[change.owner])
-            await self._store.update(replace(current, metadata=meta, status=status))
+        if current is None:
+            namespace, name = key
+            owners = [subject.owner] if subject.owner else []
+            meta = ObjectMeta(namespace=namespace, name=name, owner_references=owners)
+            return await self._store.create(Endpoint(metadata=meta, status=status))
+        return await self._store.update(replace(current, status=status))
+
+
+def key_of(claim: Claim) -> Key:
+    """The endpoint that tells of the claim; empty strings if there is none."""
+    workload = claim.spec.workload
+    return (workload.namespace, workload.name) if workload is not None else ("", "")
+
+
+def subject_of(claim: Claim) -> Subject:
+    """Whose endpoint tells of the claim."""
+    spec = claim.spec
+    name = spec.workload.name if spec.workload is not None else ""
+    controller = spec.workload.controller if spec.workload is not None else None
+    static = is_retained(claim)
+    owner = None
+    if spec.pod_uid and not static:
+        owner = OwnerReference(api_version=Pod.TYPE.api_version, kind=Pod.TYPE.kind, name=name, uid=spec.pod_uid)
+    return Subject(
+        uid=spec.pod_uid or spec.container_id,
+        owner=owner,
+        static=static,
+        controller_type=controller.kind if controller is not None else Pod.TYPE.kind,
+        controller_name=controller.name if controller is not None else name,
+    )
 
 
 def uid_of(endpoint: Endpoint) -> str:
@@ -145,10 +199,16 @@ def uid_of(endpoint: Endpoint) -> str:
 
 
 def merged(
-    current: Endpoint | None, uid: str, node: str, nics: dict[str, EndpointIP | None], name: str
+    current: Endpoint | None, subject: Subject, node: str, nics: dict[str, EndpointIP | None]
 ) -> EndpointStatus | None:
-    """The status after the changes to `nics`; None if no NIC is left. Entries of another pod's UID do not count."""
-    known = current.status.current.ips if current and current.status and uid_of(current) == uid else []
+    """The status after the changes to `nics`; None if no NIC is left.
+
+    Entries of another pod's UID do not count, unless addresses outlive their pods: then the predecessor's entries tell
+    the successor's next NICs which addresses wait for them.
+    """
+    known: Iterable[EndpointIP] = ()
+    if current is not None and current.status is not None and (subject.static or uid_of(current) == subject.uid):
+        known = current.status.current.ips
     entries = {entry.interface: entry for entry in known}
     for nic, entry in nics.items():
         if entry is None:
@@ -158,9 +218,9 @@ def merged(
     if not entries:
         return None
     return EndpointStatus(
-        current=EndpointCurrent(uid=uid, node=node, ips=list(entries.values())),
-        owner_controller_type="Pod",
-        owner_controller_name=name,
+        current=EndpointCurrent(uid=subject.uid, node=node, ips=list(entries.values())),
+        owner_controller_type=subject.controller_type,
+        owner_controller_name=subject.controller_name,
     )
 
 
@@ -173,3 +233,14 @@ async def remove(store: Store, endpoint: Endpoint) -> None:
             return  # that removed it, or somebody else's finalizer keeps it
     meta = endpoint.metadata
     await store.delete(Endpoint, meta.name, meta.namespace, uid=meta.uid, resource_version=meta.resource_version)
+
+
+def _goes_on(current: Endpoint, subject: Subject) -> bool:
+    """Whether the object may be written over.
+
+    One that is being deleted may not; and one that another pod owns is about to be, by Kubernetes' garbage collection,
+    which may not look at what was written meanwhile.
+    """
+    meta = current.metadata
+    owners = [subject.owner] if subject.owner else []
+    return meta.deletion_timestamp is None and meta.owner_references == owners and FINALIZER not in meta.finalizers

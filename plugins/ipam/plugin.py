@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 from random import Random
 from typing import Any
 
-from api.claim import Claim, Workload
+from api.annotations import ROUTES
+from api.claim import Claim
 from api.endpoint import EndpointIP
 from api.pool import Pool
 from api.ranges import Address, Family, IPSet
@@ -26,20 +27,27 @@ from plugins.errors import (
     InvalidConfigError,
     NoPoolError,
     NotAvailableError,
+    ProviderError,
     TryAgainLaterError,
 )
 from plugins.ipam import metrics
 from plugins.ipam.allocation import Allocator
+from plugins.ipam.answer import Given
 from plugins.ipam.candidates import PoolFacts
 from plugins.ipam.catalog import Catalog
 from plugins.ipam.claims import ClaimWriter
 from plugins.ipam.concurrency import Key, KeyLocks, container_key, pod_key, together
-from plugins.ipam.config import Request, network_name, parse_config, parse_request
+from plugins.ipam.config import network_name, parse_config, parse_request
 from plugins.ipam.detection import Detector
 from plugins.ipam.endpoints import EndpointWriter
-from plugins.ipam.held import NodeClaims, belongs, partial, set_key
+from plugins.ipam.fate import Fates
+from plugins.ipam.held import NodeClaims, belongs, is_retained, partial, set_key
+from plugins.ipam.identity import last_nic, of_pod
 from plugins.ipam.nic import addresses_of, namespace_lives
 from plugins.ipam.pods import NoPods, PodSource
+from plugins.ipam.provider import Provider
+from plugins.ipam.repair import repair
+from plugins.ipam.retained import RetainedClaims
 from plugins.ipam.settings import IpamSettings
 from plugins.ipam.view import Views
 from store.errors import InvalidError, NotFoundError, StoreError
@@ -55,17 +63,26 @@ class Ipam(Plugin):
     """The plugin. `run` must be running for anything to work; `ready` tells when it does."""
 
     def __init__(
-        self, store: Store, node: str, settings: IpamSettings, prober: Prober, pods: PodSource | None = None
+        self,
+        store: Store,
+        node: str,
+        settings: IpamSettings,
+        prober: Prober,
+        *,
+        pods: PodSource | None = None,
+        provider: Provider | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._pods = pods or NoPods()
+        knows_pods = self._pods.knows_pods
         self._catalog = Catalog(
-            store, node, settings, self._pool_changed, self._reserved_changed, knows_pods=self._pods.knows_pods
+            store, node, settings, self._pool_changed, self._reserved_changed, knows_pods=knows_pods
         )
         self._views = Views(store, self._reserved_of, self._spawn, Random())
         self._held = NodeClaims(store, node)
-        self._writer = ClaimWriter(store, self._held, self._views)
+        self._writer = ClaimWriter(store, self._held, self._views, provider)
+        self._provider = provider
         detector = Detector(settings, self._catalog, self._views, self._writer, prober)
         self._allocator = Allocator(
             node=node,
@@ -75,8 +92,10 @@ class Ipam(Plugin):
             held=self._held,
             writer=self._writer,
             detector=detector,
+            retained=RetainedClaims(store),
+            provider=provider,
         )
-        self._endpoints = EndpointWriter(store, node, settings.endpoint_queue)
+        self._endpoints = EndpointWriter(store, node, settings.endpoint_queue, owners_collect=knows_pods)
         self._locks = KeyLocks()
         self._group: asyncio.TaskGroup | None = None
         self._partial_since: dict[tuple[tuple[str, str], ...], float] = {}
@@ -90,9 +109,12 @@ class Ipam(Plugin):
                     group.create_task(informer.run())
                 group.create_task(self._pods.run())
                 group.create_task(self._endpoints.run())
+                group.create_task(self._repair_endpoints())
                 group.create_task(self._keep_house())
         finally:
             self._group = None
+            if self._provider is not None:
+                await self._provider.close()
 
     async def ready(self, deadline: float) -> None:
         """Return when the caches are complete. Raises TimeoutError after `deadline` seconds."""
@@ -105,10 +127,14 @@ class Ipam(Plugin):
 
     async def add(self, call: Call) -> Mapping[str, Any]:
         """Allocate; the same addresses again for the same identity and NIC."""
+        return encode_result((await self.attach(call)).result, call.cni_version)
+
+    async def attach(self, call: Call) -> Given:
+        """`add` with everything that is known of the NIC, for callers that speak another language than CNI."""
         metrics.allocations.inc()
         started = time.monotonic()
         try:
-            return await self._add(call)
+            return await self._attach(call)
         except BaseException as error:
             metrics.allocation_failures.inc()
             _classify(error, _ALLOCATION_FAILURES, metrics.allocation_internal)
@@ -210,39 +236,23 @@ class Ipam(Plugin):
 
     # What they consist of
 
-    async def _add(self, call: Call) -> Mapping[str, Any]:
+    async def _attach(self, call: Call) -> Given:
         request = parse_request(call)
-        locks = self._locks.hold(
-            container_key(request.container_id, request.nic), pod_key(request.identity, request.nic)
-        )
         with self._foreign_errors("ADD"):
-            async with asyncio.timeout(self._settings.add_deadline):
+            async with asyncio.timeout(self._settings.add_deadline) as timer:
                 await self.ready(self._settings.add_deadline)
-                request = await self._with_pod(request)
+                request = of_pod(request, await self._pods.find(call.pod_namespace, call.pod_name, call.pod_uid))
+                locks = self._locks.hold(
+                    container_key(request.container_id, request.nic), pod_key(request.identity, request.nic)
+                )
                 async with locks:
-                    result, entry = await self._allocator.allocate(request, call.netns_fd)
-        log.info("gave %s", _told(entry))
-        self._endpoints.attached(request.workload, request.pod_uid, request.container_id, entry)
-        return encode_result(result, call.cni_version)
-
-    async def _with_pod(self, request: Request) -> Request:
-        """The request with what is known of its pod. Raises PodGoneError, StoreError."""
-        workload = request.workload
-        facts = await self._pods.find(workload.namespace, workload.name, request.pod_uid)
-        if facts is None:
-            return request
-        name, static = workload.name, facts.static
-        return replace(
-            request,
-            pod_uid=facts.pod.metadata.uid,
-            workload=Workload(
-                namespace=workload.namespace,
-                name=static or name,
-                pod=name if static not in ("", name) else "",
-                controller=facts.controller,
-            ),
-            facts=facts,
-        )
+                    given = await self._allocator.allocate(request, call.netns_fd, timer.when() or math.inf)
+        log.info("gave %s", _told(given.entry))
+        if given.unreachable and request.nic == last_nic(request.facts):
+            routes = ", ".join(f"{route.dst} via {route.gw}" for route in given.unreachable)
+            log.warning("annotation %s: no NIC of the pod is in the subnet of the gateway of %s", ROUTES, routes)
+        self._endpoints.attached(given.claims[0], given.entry)
+        return given
 
     async def _delete(self, call: Call) -> None:
         with self._foreign_errors("DEL"):
@@ -259,11 +269,18 @@ class Ipam(Plugin):
                 await self._release_all(claims)
 
     async def _release_all(self, claims: Iterable[Claim]) -> None:
-        """Delete the claims as long as they are for the container that they are for now; the caller has the locks."""
+        """Delete those of the claims that nobody needs, as long as they are for the container that they are for now.
+
+        The caller has the locks.
+        """
+        fates = Fates(self._store, self._settings)
 
         async def release(claim: Claim) -> None:
             container_id, nic, pod_uid = claim.spec.container_id, claim.spec.nic, claim.spec.pod_uid
-            if await self._writer.release(
+            reason = await fates.reason_to_keep(claim) if self._pods.knows_pods else ""
+            if reason:
+                log.info("kept %s of pool %s: %s", claim.spec.address, claim.spec.pool, reason)
+            elif await self._writer.free(
                 claim, lambda current: belongs(current, container_id, nic, pod_uid), metrics.release_conflicts
             ):
                 log.info("released %s of pool %s", claim.spec.address, claim.spec.pool)
@@ -280,7 +297,7 @@ class Ipam(Plugin):
             try:
                 await self._delete_leftovers()
                 await self._collect_partial_sets()
-            except StoreError as error:
+            except (StoreError, ProviderError) as error:
                 log.warning("housekeeping is put off: %s", error)
             metrics.leftovers.set(len(self._allocator.leftovers))
 
@@ -300,6 +317,8 @@ class Ipam(Plugin):
         now = asyncio.get_running_loop().time()
         found: dict[tuple[tuple[str, str], ...], list[Claim]] = {}
         for claims in self._held.sets().values():
+            if any(map(is_retained, claims)):
+                continue  # they wait for the workload's next pod, or for its end
             if partial(claims) and not any(namespace_lives(c.spec.netns, c.spec.netns_inode) for c in claims):
                 found[tuple((c.metadata.uid, c.metadata.resource_version) for c in claims)] = claims
         self._partial_since = {key: self._partial_since.get(key, now) for key in found}
@@ -311,13 +330,27 @@ class Ipam(Plugin):
                 freed = [
                     ip_address(claim.spec.address)
                     for claim in claims
-                    if await self._writer.release(
+                    if await self._writer.free(
                         claim, _unchanged(claim.metadata.resource_version), metrics.release_conflicts
                     )
                 ]
             if freed:
                 metrics.partial_sets.inc()
                 log.warning("collected an incomplete set of claims: %s", _list(freed))
+
+    async def _repair_endpoints(self) -> None:
+        """Once, write the endpoints that were left unwritten when the agent ended."""
+        await self.ready(math.inf)
+        while True:
+            try:
+                number = await repair(self._store, self._endpoints, self._held.sets().values(), self._catalog.get)
+            except StoreError as error:
+                log.warning("endpoints are not compared with claims yet: %s", error)
+                await asyncio.sleep(_HOUSEKEEPING)
+                continue
+            if number:
+                log.info("endpoints that differed from claims, and are written anew: %d", number)
+            return
 
     @contextmanager
     def _foreign_errors(self, command: str) -> Iterator[None]:

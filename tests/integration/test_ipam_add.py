@@ -631,7 +631,7 @@ def test_endpoints_follow(tmp_path: Path) -> None:
             await ipam.add(call("a", nic="net1", v4=("plain",)))
             await until(lambda: settled(lambda: ipam._endpoints.idle))
             endpoint = await store.get(Endpoint, "a", "ns")
-            assert endpoint.metadata.finalizers == ["spiderpool.spidernet.io"]
+            assert not endpoint.metadata.finalizers
             assert [(o.kind, o.name, o.uid) for o in endpoint.metadata.owner_references] == [("Pod", "a", "uid-a")]
             status = endpoint.status
             assert status is not None

@@ -1,0 +1,68 @@
+"""What becomes of a claim whose container goes: whether its pod, or the pod's successor, still needs the address."""
+
+from __future__ import annotations
+
+from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
+from api.claim import Claim
+from api.core import Pod
+from api.meta import R
+from api.workloads import (
+    is_alive,
+    is_stateful_set,
+    is_valid_stateful_pod,
+    is_valid_virtual_machine,
+    is_virtual_machine,
+)
+from plugins.ipam.held import is_retained
+from plugins.ipam.settings import IpamSettings
+from store.errors import NotFoundError
+from store.port import Store
+
+
+class Fates:
+    """Judges claims for one DEL or GC: every object is read once, from the store and no cache.
+
+    A DEL does not say why it comes. kubelet takes a sandbox down when the pod goes, but also to make another for the
+    same pod, and after an ADD that failed. So the pod decides: as long as it is alive its addresses stay, and its next
+    ADD finds them by its UID. If no next ADD comes, the DEL that follows the pod's deletion releases them, or garbage
+    collection when there was no sandbox any more.
+    """
+
+    def __init__(self, store: Store, settings: IpamSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._read: dict[tuple[str, str, str], object] = {}
+
+    async def reason_to_keep(self, claim: Claim) -> str:
+        """Why the claim stays, for people; empty if nobody needs the address. Raises StoreError."""
+        spec = claim.spec
+        workload = spec.workload
+        if workload is None or not spec.pod_uid:
+            return ""
+        namespace, name = workload.namespace, workload.pod or workload.name
+        pod = await self._get(Pod, name, namespace)
+        if pod is not None and pod.metadata.uid == spec.pod_uid and is_alive(pod):
+            return f"pod {namespace}/{name} is alive"
+        controller = workload.controller
+        if controller is None or not is_retained(claim):
+            return ""
+        if is_stateful_set(controller) and self._settings.enable_statefulset:
+            stateful_set = await self._get(StatefulSet, controller.name, namespace)
+            if is_valid_stateful_pod(workload.name, stateful_set):
+                return f"StatefulSet {namespace}/{controller.name} will have pod {workload.name} again"
+        if is_virtual_machine(controller) and self._settings.enable_kubevirt_static_ip:
+            instance = await self._get(VirtualMachineInstance, workload.name, namespace)
+            machine = await self._get(VirtualMachine, workload.name, namespace)
+            if is_valid_virtual_machine(instance, machine):
+                return f"virtual machine {namespace}/{workload.name} is there"
+        return ""
+
+    async def _get(self, kind: type[R], name: str, namespace: str) -> R | None:
+        key = (kind.TYPE.kind, namespace, name)
+        if key not in self._read:
+            try:
+                self._read[key] = await self._store.get(kind, name, namespace)
+            except NotFoundError:
+                self._read[key] = None
+        found = self._read[key]
+        return found if isinstance(found, kind) else None
