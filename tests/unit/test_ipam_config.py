@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plugins.cni import valid_attachments
-from plugins.errors import InvalidConfigError, UnsupportedFieldError
+from plugins.errors import InvalidConfigError
 from plugins.ipam.config import parse_config, parse_request
 from tests.integration.ipam_rig import call
 
@@ -49,9 +49,9 @@ def test_wrong_members_are_named(block: Any, field: str) -> None:
     assert raised.value.details.startswith(field)
 
 
-def test_match_master_subnet_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedFieldError, match=r"ipam\.match_master_subnet"):
-        parse_config({"ipam": {"match_master_subnet": True}})
+def test_match_master_subnet() -> None:
+    assert parse_config({"ipam": {"match_master_subnet": True}}).match_master_subnet
+    assert not parse_config({"ipam": {}}).match_master_subnet
 
 
 def test_identity_is_the_pod_or_else_the_container() -> None:
