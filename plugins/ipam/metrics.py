@@ -6,6 +6,8 @@ import math
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from store.metrics import RELEASE_CONFLICTS
+
 BUCKETS = (0.1, 0.3, 0.5, 1, 3, 5, 7, 10, 15)
 """Seconds; upstream's, which its alert rules and dashboards expect."""
 
@@ -52,7 +54,7 @@ allocation_duration = Durations(_A, "IPAM ADDs")
 
 releases = Counter(f"{_R}_counts", "IPAM DELs")
 release_failures = Counter(f"{_R}_failure_counts", "IPAM DELs that failed")
-release_conflicts = Counter(f"{_R}_update_ippool_conflict_counts", "Claims changed by others while being released")
+release_conflicts = RELEASE_CONFLICTS
 release_retries = Counter(f"{_R}_err_retries_exhausted_counts", "IPAM DELs that gave up and asked for a retry")
 release_internal = Counter(f"{_R}_err_internal_counts", "IPAM DELs that failed for a reason not counted elsewhere")
 release_duration = Durations(_R, "IPAM DELs")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent.collector import OVERLAPS, STRAYS, Collector, CollectorSettings
+from agent.collector import OVERLAPS, Collector, CollectorSettings
 from api.claim import Claim
 from api.endpoint import Endpoint
 from api.pool import Pool, PoolStatus
@@ -22,6 +22,7 @@ from plugins.ipam.claims import quarantined
 from plugins.ipam.plugin import Ipam
 from plugins.ipam.settings import IpamSettings
 from store.errors import NotFoundError, UnavailableError
+from store.metrics import STRAYS
 from store.port import Store
 from tests.integration.ipam_rig import addresses, call, claims, node, opened, pool, running, until
 

@@ -30,7 +30,6 @@ def test_upstreams_text() -> None:
         claim("10.0.0.9", workload=workload),
         claim("10.0.0.10", workload=workload),
         claim("10.0.0.3", podUID="", containerID="c1"),
-        claim("10.0.0.1", pool="other", workload=workload),
     ]
     status = pool_status(pool(ips=["10.0.0.1-10.0.0.20"], excludeIPs=["10.0.0.2"]), held)
     assert status.allocated_ips == (

@@ -1,0 +1,1 @@
+"""Taking back addresses whose holders are gone, and what is left of them."""

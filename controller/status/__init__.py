@@ -1,0 +1,1 @@
+"""Views of pools for people: counts, addresses, conditions."""
