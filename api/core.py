@@ -78,7 +78,7 @@ class PodStatus(Struct, frozen=True, kw_only=True):
     phase: str = ""
     """Pending, Running, Succeeded, Failed or Unknown."""
     reason: str = ""
-    pod_ips: list[PodIP] = field(default_factory=list)
+    pod_ips: list[PodIP] = field(default_factory=list, name="podIPs")
     container_statuses: list[ContainerStatus] = field(default_factory=list)
     conditions: list[PodCondition] = field(default_factory=list)
 
