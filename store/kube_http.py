@@ -147,6 +147,7 @@ class Client:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.deadline
         failures = 0
+        error: Exception | None = None
         while True:
             failures += 1
             try:
@@ -157,15 +158,17 @@ class Client:
                     if status.code in BROKEN:
                         raise DoubtError(str(failure), wait=wait, answered=status.code == 500) from refused
                     raise failure from refused
-                error: Exception = failure
+                error = failure
             except NotSentError as unsent:
                 wait, error = 0.0, UnavailableError(f"{what}: {unsent}")
             except LostError as lost:
                 if not passing >= BROKEN:
                     raise
-                wait, error = 0.0, lost
+                # An attempt that the end of our time cut short says less than the one before it.
+                wait, error = 0.0, lost if error is None or loop.time() < deadline else error
             wait = max(wait, backoff(self.settings, failures))
-            if failures >= self.settings.attempts or loop.time() + wait > deadline or self.closing.is_set():
+            # Time decides, not a count: an API server that restarts is away for seconds, and refuses quickly meanwhile.
+            if loop.time() + wait > deadline or self.closing.is_set():
                 raise error
             log.info("trying again in %.1f s: %s", wait, error)
             await self.pause(wait)

@@ -24,9 +24,8 @@ class KubeSettings:
     attempt: float = 10.0
     """For one answer. Above the time that the API server gives a slow admission webhook by default."""
     deadline: float = 30.0
-    """For one call of the port with all its attempts. Half of an ADD's 60 s, so that a caller can still say why."""
-    attempts: int = 6
-    """How often a request is sent if the server cannot be reached or is overloaded."""
+    """For one call of the port with all its attempts, while the server cannot be reached or is overloaded. Half of an
+    ADD's 60 s, so that a caller can still say why; ten times what an API server needs for a restart."""
     page: int = 500
     """Objects of a list asked for in one request: the API server's own tools do the same, and an answer stays small."""
     points: int = 64

@@ -125,7 +125,7 @@ class TestServiceAccount:
         (folder / "ca.crt").write_text(Path(f"{other}/ca.crt").read_text())
 
         async def main() -> None:
-            store = await KubeStore.open(KubeSettings(service_account=str(folder), look=3600, attempts=2))
+            store = await KubeStore.open(KubeSettings(service_account=str(folder), look=3600, deadline=2))
             with pytest.raises(UnavailableError, match="certificate"):
                 await store.list(Claim)
             with pytest.raises(UnavailableError, match="certificate"):
@@ -251,7 +251,7 @@ class TestKubeconfig:
         Path(path).write_text(json.dumps(content))
 
         async def main() -> None:
-            store = await KubeStore.open(KubeSettings(kubeconfig=path, attempts=1))
+            store = await KubeStore.open(KubeSettings(kubeconfig=path, deadline=2))
             with pytest.raises(UnavailableError, match="certificate"):
                 await store.get(Claim, "10.0.0.1")
             await store.close()

@@ -295,14 +295,25 @@ class TestBusyServer:
 
         rigged(test)
 
-    def test_gives_up(self, rigged: Callable[..., None]) -> None:
+    def test_gives_up_at_its_deadline(self, rigged: Callable[..., None]) -> None:
         async def test(rig: Rig) -> None:
             rig.proxy.faults.append(refusing("GET", 429, times=99))
+            start = time.monotonic()
             with pytest.raises(UnavailableError):
                 await rig.store.list(Pool)
-            assert rig.proxy.seen["GET"] == 4
+            assert time.monotonic() - start < 1.5
+            assert rig.proxy.seen["GET"] > 2
 
-        rigged(test, attempts=4)
+        rigged(test, deadline=1)
+
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_does_not_give_up_before(self, rigged: Callable[..., None], status: int) -> None:
+        async def test(rig: Rig) -> None:
+            rig.proxy.faults.append(refusing("GET", status, times=20))
+            await rig.store.list(Pool)
+            assert rig.proxy.seen["GET"] == 21
+
+        rigged(test, backoff_most=0.1)
 
     def test_failure_that_wrote_nothing(self, rigged: Callable[..., None]) -> None:
         async def test(rig: Rig) -> None:
