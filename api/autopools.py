@@ -1,7 +1,8 @@
 """Automatic pools: whose they are, how they are called and found, how many addresses they have, and which. Pure.
 
 The controller makes one pool for each application, NIC and address family from the subnet that the application's pod
-template names. The agent finds it by `lookup_labels` and waits until it has `is_complete`.
+template names. The agent finds it by `lookup_labels` and waits until it has `desired_number` addresses; more is fine,
+for the cluster's spare number is the controller's to add.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from api.pool import LABEL_CIDR, LabelSelector, Pool, PoolSpec, cidr_label
 from api.ranges import Family, IPSet
 from api.subnet import AFFINITY, LABEL_APP_NAME, LABEL_OWNER_SUBNET, Subnet, is_automatic, label_text, owner_reference
 from api.validate.labels import is_subdomain
-from api.validate.pool import pool_addresses
 
 LABEL_APP_GV = "ipam.spidernet.io/owner-application-gv"
 LABEL_APP_KIND = "ipam.spidernet.io/owner-application-kind"
@@ -86,14 +86,6 @@ def application_labels(application: Application) -> dict[str, str]:
 def lookup_labels(application: Application, uid: str, family: Family, nic: str, subnet: str) -> dict[str, str]:
     """Labels of the one pool that serves this NIC of the application's pods; `uid` is the application's."""
     return {**kin_labels(application, family, nic), LABEL_APP_UID: uid, LABEL_OWNER_SUBNET: label_text(subnet)}
-
-
-def is_complete(pool: Pool, number: IPNumber | None, replicas: int) -> bool:
-    """Whether the pool has all addresses that it is to have: what an agent waits for.
-
-    `number` is what the pod's annotation asks for. More is fine: the cluster's spare number is the controller's to add.
-    """
-    return pool_addresses(pool.spec).count >= desired_number(number, replicas, spare=0)
 
 
 def desired_number(number: IPNumber | None, replicas: int, *, spare: int) -> int:
