@@ -14,6 +14,8 @@ from api.pool import Pool, PoolSpec
 from plugins.cni import Call, Command
 from plugins.coordinator.probe import Prober, ProbeSettings
 from plugins.ipam.plugin import Ipam
+from plugins.ipam.pods import PodSource
+from plugins.ipam.provider import Provider
 from plugins.ipam.settings import IpamSettings
 from store.port import EVERYTHING, Event, Listing, Query, Store
 from store.sqlite import SqliteStore
@@ -135,11 +137,17 @@ class Trouble(Store):
 
 @asynccontextmanager
 async def running(
-    store: Store, *, node: str = "node1", settings: IpamSettings = DEFAULTS, probe: ProbeSettings | None = None
+    store: Store,
+    *,
+    node: str = "node1",
+    settings: IpamSettings = DEFAULTS,
+    probe: ProbeSettings | None = None,
+    pods: PodSource | None = None,
+    provider: Provider | None = None,
 ) -> AsyncIterator[Ipam]:
     """An Ipam on `store` that is ready."""
     prober = Prober(probe or ProbeSettings())
-    ipam = Ipam(store, node, settings, prober)
+    ipam = Ipam(store, node, settings, prober, pods=pods, provider=provider)
     task = asyncio.create_task(ipam.run())
     try:
         await ipam.ready(10)
