@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, cast
 
 from api.meta import R, Resource
-from store.errors import ForbiddenError, NotFoundError
+from store.errors import ForbiddenError, NotServedError
 from store.informer import Informer
 from store.port import EVERYTHING, Query, Store
 
@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 class Cache(Generic[R]):
     """One kind's objects, and who wants to hear of their changes."""
 
-    def __init__(self, store: Store, kind: type[R], query: Query) -> None:
+    def __init__(self, store: Store, kind: type[R], query: Query, *, optional: bool = False) -> None:
         self._kind = kind
         self._listeners: list[Listener[R]] = []
-        self.informer = Informer(store, kind, query, on_change=self._tell)
+        self.informer = Informer(store, kind, query, on_change=self._tell, optional=optional)
 
     def get(self, name: str, namespace: str = "") -> R | None:
         """The cached object."""
@@ -65,7 +65,7 @@ class OptionalCache(Cache[R]):
     """The cache of a kind that the API server may not have, or not let us list: empty as long as that is so."""
 
     def __init__(self, store: Store, kind: type[R], query: Query) -> None:
-        super().__init__(store, kind, query)
+        super().__init__(store, kind, query, optional=True)
         self._missing = asyncio.Event()
 
     @property
@@ -78,7 +78,7 @@ class OptionalCache(Cache[R]):
         while True:
             try:
                 await self.informer.run()
-            except (NotFoundError, ForbiddenError) as error:
+            except (NotServedError, ForbiddenError) as error:
                 if self.served or not self._missing.is_set():
                     _log.info("%s: looking again every %.0f s: %s", self._kind.TYPE.kind, UNSERVED_SECONDS, error)
             self.informer.clear()

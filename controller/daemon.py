@@ -53,13 +53,13 @@ class Controller:
         pod, webhook, tls = settings.pod, settings.webhook, settings.tls
         self._settings = settings
         self._credentials = credentials
-        self._features = settings.features.features()
+        self._features = settings.features()
         self._own_user = ""
         self._store = store
         self._caches = Caches(store)
         self._events = Recorder(store, "spiderpool-controller", pod.resolve())
         self._rooms = rooms.build(Desk(store, self._caches, self._events, pod.namespace), settings)
-        admitted = table(self._features)
+        admitted = table(settings, self._caches)
         self._server = WebhookServer(webhook.host, webhook.port, admitted, self._context)
         address = webhook.address(pod.namespace)
         configurations = Configurations(store, webhook.configuration, admitted, address)

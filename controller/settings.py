@@ -19,7 +19,12 @@ from api.ranges import Family
 from controller.admission.configurations import Address
 from controller.admission.rules import Features
 from controller.certificates.plan import Policy
+from controller.coordinator.settings import CoordinatorStatusSettings
 from controller.election import LeaderSettings
+from controller.multus.settings import InjectionSettings, MultusSettings
+from controller.reclaim.settings import ReclaimSettings
+from controller.status.settings import StatusSettings
+from controller.subnets.settings import SubnetSettings
 from daemon.limits import at_least
 from daemon.settings import HealthSettings, LogSettings
 from daemon.sources import Sources
@@ -151,23 +156,20 @@ class TlsSettings:
 
 
 @dataclass(frozen=True)
-class FeatureSettings:
-    """What this installation uses."""
+class AdmissionSettings:
+    """What is admitted."""
 
-    ipv4: bool = field(default=True, metadata=upstream(key="enableIPv4"))
-    """Pools and reserved addresses may be IPv4's."""
-    ipv6: bool = field(default=True, metadata=upstream(key="enableIPv6"))
-    """Pools and reserved addresses may be IPv6's."""
-    subnets: bool = field(default=True, metadata=upstream(key="enableSpiderSubnet"))
-    """SpiderSubnets: pools inherit from the one of their CIDR and stay within it."""
+    enable_ipv4: bool = field(default=True, metadata=upstream(key="enableIPv4"))
+    """Pools, subnets and reserved addresses may be IPv4's."""
+    enable_ipv6: bool = field(default=True, metadata=upstream(key="enableIPv6"))
+    """Pools, subnets and reserved addresses may be IPv6's."""
     guard_deletion: bool = field(default=False, metadata=upstream(key="enableValidatingResourcesDeletedWebhook"))
     """Refuse to delete pools and subnets whose addresses are in use, rather than let them wait for their release."""
 
-    def features(self) -> Features:
-        """The same for admission."""
-        enabled: list[tuple[Family, bool]] = [(4, self.ipv4), (6, self.ipv6)]
-        families = frozenset(family for family, on in enabled if on)
-        return Features(families=families, subnets=self.subnets, guard_deletion=self.guard_deletion)
+    def families(self) -> frozenset[Family]:
+        """The enabled address families."""
+        enabled: list[tuple[Family, bool]] = [(4, self.enable_ipv4), (6, self.enable_ipv6)]
+        return frozenset(family for family, on in enabled if on)
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,21 @@ class Settings:
     leader: LeaderSettings = field(default_factory=LeaderSettings)
     webhook: WebhookSettings = field(default_factory=WebhookSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
-    features: FeatureSettings = field(default_factory=FeatureSettings)
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    reclaim: ReclaimSettings = field(default_factory=ReclaimSettings)
+    status: StatusSettings = field(default_factory=StatusSettings)
+    subnets: SubnetSettings = field(default_factory=SubnetSettings)
+    multus: MultusSettings = field(default_factory=MultusSettings)
+    injection: InjectionSettings = field(default_factory=InjectionSettings)
+    coordinator: CoordinatorStatusSettings = field(default_factory=CoordinatorStatusSettings)
+
+    def features(self) -> Features:
+        """What admission asks of all rooms' settings."""
+        return Features(
+            families=self.admission.families(),
+            subnets=self.subnets.enabled,
+            guard_deletion=self.admission.guard_deletion,
+        )
 
 
 SOURCES = Sources(

@@ -35,5 +35,9 @@ class UnavailableError(StoreError):
     """The store cannot be reached or is overloaded; nothing was written."""
 
 
+class NotServedError(UnavailableError):
+    """The store's authority does not know the kind, or not yet: who installs its definition makes it work (404)."""
+
+
 class UncertainError(StoreError):
     """The answer was lost: the write may or may not have happened. Read back before deciding."""

@@ -10,7 +10,7 @@ from random import uniform
 from typing import Generic
 
 from api.meta import R
-from store.errors import ExpiredError, UnavailableError
+from store.errors import ExpiredError, NotServedError, UnavailableError
 from store.port import EVERYTHING, Event, Listing, Query, Store
 
 log = logging.getLogger(__name__)
@@ -41,11 +41,14 @@ class Informer(Generic[R]):
         kind: type[R],
         query: Query = EVERYTHING,
         on_change: Callable[[R | None, R | None], None] | None = None,
+        *,
+        optional: bool = False,
     ) -> None:
         self._store = store
         self._kind = kind
         self._query = query
         self._on_change = on_change
+        self._optional = optional
         self._cache: dict[Key, R] = {}
         self._forgotten: dict[str, int] = {}
         """uid of what we deleted to the version we deleted, until the watch says that it is gone."""
@@ -65,7 +68,10 @@ class Informer(Generic[R]):
         await self._synced.wait()
 
     async def run(self) -> None:
-        """List and watch until cancelled; what `on_change` raises ends it too."""
+        """List and watch until cancelled; what `on_change` raises ends it too.
+
+        Raises NotServedError if the informer is `optional`; others wait for their kind to be defined.
+        """
         failures = 0
         while True:
             try:
@@ -77,6 +83,8 @@ class Informer(Generic[R]):
             except ExpiredError as error:
                 log.info("%s: listing again: %s", self._kind.TYPE.kind, error)
             except UnavailableError as error:
+                if self._optional and isinstance(error, NotServedError):
+                    raise
                 log.warning("%s: waiting for the store: %s", self._kind.TYPE.kind, error)
             failures += 1
             longest = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures - 1, 16))

@@ -16,6 +16,7 @@ from store.errors import (
     ForbiddenError,
     InvalidError,
     NotFoundError,
+    NotServedError,
     StoreError,
     UnavailableError,
 )
@@ -72,7 +73,7 @@ _BY_REASON: dict[str, type[StoreError]] = {
 _BY_CODE: dict[int, tuple[type[StoreError], str]] = {
     401: (UnavailableError, "the API server does not accept our credentials: "),
     403: (ForbiddenError, "permission is missing: "),
-    404: (UnavailableError, "the API server does not serve this kind; are the CRDs installed? "),
+    404: (NotServedError, "the API server does not serve this kind; are the CRDs installed? "),
     410: (ExpiredError, ""),
     **dict.fromkeys(OVERLOADED | BROKEN, (UnavailableError, "")),
 }

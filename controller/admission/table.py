@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from controller.admission import pool, reservedip
-from controller.admission.rules import Entry, Features
+from controller.admission import pool, reservedip, subnet
+from controller.admission.rules import Entry
+from controller.caches import Caches
+from controller.coordinator import admission as coordinator
+from controller.multus import admission as multus
+from controller.settings import Settings
 
 
-def table(features: Features) -> tuple[Entry, ...]:  # noqa: ARG001 (kinds that can be switched off ask it)
-    """What this installation admits."""
-    return (pool.ADMISSION, reservedip.ADMISSION)
+def table(settings: Settings, caches: Caches) -> tuple[Entry, ...]:
+    """What this installation admits. Asks for caches, so call it before they run."""
+    entries: list[Entry] = [pool.ADMISSION, subnet.ADMISSION, reservedip.ADMISSION]
+    if settings.coordinator.enabled:
+        entries.append(coordinator.ADMISSION)
+    if settings.multus.enabled:
+        entries.append(multus.ADMISSION)
+    if settings.injection.enabled:
+        entries.append(multus.pod_injection(settings.injection, caches))
+    return tuple(entries)

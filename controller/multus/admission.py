@@ -14,7 +14,7 @@ from api.validate.verdict import Denial, Verdict
 from controller.admission.rules import Context, Injection, Rules
 from controller.caches import Caches
 from controller.multus.settings import InjectionSettings
-from store.errors import NotFoundError
+from store.errors import NotFoundError, NotServedError
 
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
 """Label that the API server puts on every namespace."""
@@ -31,7 +31,7 @@ async def _validate(new: MultusConfig, old: MultusConfig | None, context: Contex
     existing: NetworkAttachmentDefinition | None
     try:
         existing = await context.store.get(NetworkAttachmentDefinition, network_name(metadata), metadata.namespace)
-    except NotFoundError:  # or Multus is not installed
+    except (NotFoundError, NotServedError):  # the latter: Multus is not installed
         existing = None
     if old is None:
         return created_multus_config_errors(new, existing)
