@@ -18,8 +18,10 @@ from plugins.coordinator.coordinator import Coordinator
 from plugins.coordinator.probe import Prober
 from plugins.ipam.plugin import Ipam
 from plugins.ipam.pods import NoPods, Pods
+from plugins.ipam.provider import Provider
 from store.open import open_store
 from store.port import Store
+from store.provider import ProviderClient
 
 
 async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
@@ -30,7 +32,12 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     stack.push_async_callback(prober.close)
     node = settings.node.resolve()
     pods = Pods(store, node, settings.ipam) if settings.store.kind == "kubernetes" else NoPods()
-    ipam = Ipam(store, node, settings.ipam, prober, pods=pods)
+    provider: Provider | None = None
+    if settings.provider.server_url:
+        client = ProviderClient(settings.provider)
+        stack.push_async_callback(client.close)
+        provider = Provider(store, settings.ipam, client)
+    ipam = Ipam(store, node, settings.ipam, prober, pods=pods, provider=provider)
     coordinator = Coordinator(settings.coordinator, prober)
     stack.push_async_callback(coordinator.close)
     plugins: dict[str, Plugin] = {"spiderpool": ipam, "coordinator": coordinator}

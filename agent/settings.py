@@ -23,6 +23,7 @@ from plugins.coordinator.probe.settings import ProbeSettings
 from plugins.coordinator.settings import CoordinatorSettings
 from plugins.ipam.settings import IpamSettings
 from store.open import StoreSettings
+from store.provider import ProviderSettings
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Settings:
     upstream: UpstreamSettings = field(default_factory=UpstreamSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     ipam: IpamSettings = field(default_factory=IpamSettings)
+    provider: ProviderSettings = field(default_factory=ProviderSettings)
     coordinator: CoordinatorSettings = field(default_factory=CoordinatorSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     collector: CollectorSettings = field(default_factory=CollectorSettings)

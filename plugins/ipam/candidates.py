@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import islice
 
 from api.annotations import PoolNames
 from api.autopools import Application, application_of
-from api.pool import ANNOTATION_CLAIMS, CLAIMS_AUTHORITATIVE, LabelSelector, Pool, PoolSpec, Route
+from api.pool import LabelSelector, Pool, PoolSpec, Route
 from api.ranges import Address, Family, IPSet, Network, parse_network
 from api.selectors import keys, matches
 from api.subnet import is_automatic
-from api.validate.selectors import selector_errors
+from api.validate.network import network_of
+from api.views import spec_problem
 from plugins.errors import InvalidConfigError, NoPoolError
 
 NO_POOL = "no IPPool available"
@@ -63,15 +63,10 @@ def pool_facts(pool: Pool) -> PoolFacts:
     """The facts of `pool`. A pool that was never validated may be wrong in any way, and then says so itself."""
     spec = pool.spec
     terminating = pool.metadata.deletion_timestamp is not None
-    network, addresses, problem = parse_network("0.0.0.0/0"), IPSet(4), ""
-    try:
-        network = parse_network(spec.subnet)
-        addresses = IPSet.parse(spec.ips or (), network.version)
-        addresses -= IPSet.parse(spec.exclude_ips or (), network.version)
-        if not addresses <= IPSet.of_network(str(network)):
-            problem = f"its ranges leave its subnet {spec.subnet}"
-    except ValueError as error:
-        problem = str(error)
+    network = network_of(spec.subnet) or parse_network("0.0.0.0/0")
+    addresses, problem = IPSet(network.version), spec_problem(spec)
+    if not problem:
+        addresses = IPSet.parse(spec.ips or (), network.version) - IPSet.parse(spec.exclude_ips or (), network.version)
     automatic = is_automatic(pool)
     return PoolFacts(
         name=pool.metadata.name,
@@ -82,25 +77,12 @@ def pool_facts(pool: Pool) -> PoolFacts:
         routes=tuple(spec.routes or ()),
         spec=spec,
         terminating=terminating,
-        problem=problem or _selector_problem(spec),
+        problem=problem,
         automatic=automatic,
         application=application_of(pool),
         labels=pool.metadata.labels if automatic else None,
         looks_at=_looks_at(spec, automatic=automatic),
     )
-
-
-def has_foreign_records(pool: Pool) -> bool:
-    """Whether another Spiderpool's records of the pool are the truth, and claims are not yet."""
-    records = pool.status.allocated_ips if pool.status is not None else None
-    return bool(records) and pool.metadata.annotations.get(ANNOTATION_CLAIMS) != CLAIMS_AUTHORITATIVE
-
-
-def _selector_problem(spec: PoolSpec) -> str:
-    for name, selector in _selectors(spec).items():
-        for error in selector_errors(selector, f"spec.{name}Affinity"):
-            return str(error)
-    return ""
 
 
 def _selectors(spec: PoolSpec) -> dict[str, LabelSelector]:
@@ -191,8 +173,9 @@ def select(
     asker: Asker,
     families: Iterable[Family],
     pools: Mapping[str, PoolFacts],
+    conflicts: Mapping[str, str],
 ) -> tuple[Candidates, ...]:
-    """Candidates per family, of the pools `named` (patterns are expanded) by `source`.
+    """Candidates per family, of the pools `named` (patterns are expanded) by `source`, and not of those in `conflicts`.
 
     A family of which none is named is not given. A family for which pools are named of which none may serve fails
     the NIC, even if the other family could be served: a pod that gets one address where two were meant is broken
@@ -212,7 +195,7 @@ def select(
     wanted = [family for family in (4, 6) if named.get(family) and family in enabled]
     if not wanted:
         raise NoPoolError(NO_POOL, "; ".join(f"IPv{f} is disabled on this node" for f in (4, 6) if named.get(f)))
-    results = tuple(_filter(family, named[family], asker, pools) for family in wanted)
+    results = tuple(_filter(family, named[family], asker, pools, conflicts) for family in wanted)
     empty = [result for result in results if not result.pools]
     if empty:
         told = (
@@ -223,26 +206,32 @@ def select(
     return results
 
 
-def _filter(family: Family, names: tuple[str, ...], asker: Asker, pools: Mapping[str, PoolFacts]) -> Candidates:
+def _filter(
+    family: Family,
+    names: tuple[str, ...],
+    asker: Asker,
+    pools: Mapping[str, PoolFacts],
+    conflicts: Mapping[str, str],
+) -> Candidates:
     fit: list[PoolFacts] = []
-    refused: list[str] = []
+    refused = 0
+    passed: list[str] = []
     for name in names:
         pool = pools.get(name)
-        if pool is not None and not refusal(pool, family, asker):
+        reason = _absence(name, family) if pool is None else refusal(pool, family, asker) or conflicts.get(name, "")
+        if pool is not None and not reason:
             fit.append(pool)
-        else:
-            refused.append(name)
-    passed = [f"{name}: {_reason(name, family, asker, pools)}" for name in islice(refused, _TOLD)]
-    if len(refused) > _TOLD:
-        passed.append(f"and {len(refused) - _TOLD} others")
+            continue
+        refused += 1
+        if refused <= _TOLD:
+            passed.append(f"{name}: {reason}")
+    if refused > _TOLD:
+        passed.append(f"and {refused - _TOLD} others")
     return Candidates(family, tuple(sorted(fit, key=_specificity)), tuple(passed))
 
 
-def _reason(name: str, family: Family, asker: Asker, pools: Mapping[str, PoolFacts]) -> str:
-    pool = pools.get(name)
-    if pool is None:
-        return f"matches no IPv{family} pool" if _is_pattern(name) else "there is no such pool"
-    return refusal(pool, family, asker)
+def _absence(name: str, family: Family) -> str:
+    return f"matches no IPv{family} pool" if _is_pattern(name) else "there is no such pool"
 
 
 def refusal(pool: PoolFacts, family: Family, asker: Asker) -> str:

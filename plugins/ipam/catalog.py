@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from api.meta import Resource
 from api.pool import Pool
 from api.ranges import Address, Family, IPSet, parse_range
 from api.reservedip import ReservedIP
+from api.views import has_foreign_records
 from plugins.errors import NoPoolError
 from plugins.ipam.candidates import (
     Asker,
@@ -21,12 +22,12 @@ from plugins.ipam.candidates import (
     Look,
     PoolFacts,
     expand,
-    has_foreign_records,
     pool_facts,
     select,
 )
 from plugins.ipam.concurrency import Coalesced
 from plugins.ipam.config import IpamConfig
+from plugins.ipam.conflicts import Conflicts
 from plugins.ipam.nic import master_addresses
 from plugins.ipam.pods import PodFacts
 from plugins.ipam.settings import IpamSettings
@@ -60,7 +61,8 @@ class Selection:
 class Catalog:
     """Pools with their facts, and the union of the reserved addresses of each family.
 
-    With `knows_pods` false there never was another Spiderpool on this store, and no pod that says which pools it wants.
+    With `knows_pods` false there is no pod that says which pools it wants, there never was another Spiderpool on this
+    store, and pools that overlap are all used: claims alone keep them apart.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Catalog:
         self._on_reserved = on_reserved
         self._facts: dict[str, PoolFacts] = {}
         self._automatic = AutoPools(store)
+        self._conflicts = Conflicts(self._all_pools)
         self._looks: Counter[Look] = Counter()
         """What pools look at, and how many do."""
         self._expansions: dict[PoolNames, Mapping[Family, tuple[str, ...]]] = {}
@@ -176,6 +179,7 @@ class Catalog:
                 asker=asker,
                 families=self._families,
                 pools=self._facts,
+                conflicts=self._conflicts.now() if self._knows_pods else {},
             )
             _remember(self._selections, key, found, _SELECTIONS)
         return found
@@ -192,6 +196,9 @@ class Catalog:
             found = expand(names, self._facts)
             _remember(self._expansions, names, found, _EXPANSIONS)
         return found
+
+    def _all_pools(self) -> Iterable[Pool]:
+        return self.pools.values()
 
     async def _read_afresh(self) -> None:
         for pool in (await self._store.list(Pool)).items:
@@ -216,6 +223,7 @@ class Catalog:
             self._expansions.clear()
         self._selections.clear()
         self._automatic.changed(known, facts)
+        self._conflicts.changed(known.spec if known else None, facts.spec if facts else None)
         self._on_pool(name, facts)
 
     def _facts_of(self, pool: Pool, known: PoolFacts | None) -> PoolFacts:

@@ -82,7 +82,6 @@ class Ipam(Plugin):
         self._views = Views(store, self._reserved_of, self._spawn, Random())
         self._held = NodeClaims(store, node)
         self._writer = ClaimWriter(store, self._held, self._views, provider)
-        self._provider = provider
         detector = Detector(settings, self._catalog, self._views, self._writer, prober)
         self._allocator = Allocator(
             node=node,
@@ -113,8 +112,6 @@ class Ipam(Plugin):
                 group.create_task(self._keep_house())
         finally:
             self._group = None
-            if self._provider is not None:
-                await self._provider.close()
 
     async def ready(self, deadline: float) -> None:
         """Return when the caches are complete. Raises TimeoutError after `deadline` seconds."""
@@ -274,19 +271,23 @@ class Ipam(Plugin):
         The caller has the locks.
         """
         fates = Fates(self._store, self._settings)
-
-        async def release(claim: Claim) -> None:
-            container_id, nic, pod_uid = claim.spec.container_id, claim.spec.nic, claim.spec.pod_uid
+        unneeded: list[Claim] = []
+        for claim in claims:
             reason = await fates.reason_to_keep(claim) if self._pods.knows_pods else ""
             if reason:
                 log.info("kept %s of pool %s: %s", claim.spec.address, claim.spec.pool, reason)
-            elif await self._writer.free(
+            else:
+                unneeded.append(claim)
+
+        async def release(claim: Claim) -> None:
+            container_id, nic, pod_uid = claim.spec.container_id, claim.spec.nic, claim.spec.pod_uid
+            if await self._writer.free(
                 claim, lambda current: belongs(current, container_id, nic, pod_uid), metrics.release_conflicts
             ):
                 log.info("released %s of pool %s", claim.spec.address, claim.spec.pool)
                 self._endpoints.detached(claim)
 
-        await together(release(claim) for claim in claims)
+        await together(release(claim) for claim in unneeded)
 
     # Background
 
