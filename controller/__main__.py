@@ -8,6 +8,7 @@ import os
 import sys
 
 from controller import daemon
+from controller.commands import command_of
 from controller.settings import SOURCES
 from daemon.logs import configure
 from daemon.sources import SettingsError, to_yaml
@@ -17,7 +18,9 @@ _log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Run the controller. Exit status: 0 stopped, 1 died or cannot start, 2 wrong settings."""
+    """Run the controller, or a sub-command. Exit status: 0 stopped, 1 died or cannot start, 2 wrong settings."""
+    if command := command_of(sys.argv[1:]):
+        return command()
     try:
         settings, only_print = SOURCES.load(sys.argv[1:], os.environ)
     except SettingsError as error:

@@ -1,0 +1,1 @@
+"""Taking pools over from upstream, whose records of who has which address lie in the pools, and giving them back."""

@@ -1,0 +1,33 @@
+"""What an operator may set about adoption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from daemon.limits import at_least
+
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"
+AGENT: Final = "spiderpool-agent"
+"""What upstream's chart labels its agents' DaemonSet and pods with, and ours too."""
+LABEL_RECORDS: Final = "spiderpool.spidernet.io/records"
+"""Label on pods of agents and controllers, and on their templates, that tells where they keep their records."""
+CLAIMS: Final = "claims"
+"""Ours do so in claims. Upstream's have no such label."""
+
+
+@dataclass(frozen=True)
+class AdoptionSettings:
+    """Pools that upstream has served are taken over when none of its agents is left: the addresses in their status
+    become claims. Times are in seconds."""
+
+    enabled: bool = True
+    """Take over; else such pools stay unused."""
+    retry: float = 10.0
+    """Between two looks whether upstream's agents have gone."""
+    workers: int = 16
+    """How many claims are written at the same time."""
+
+    def __post_init__(self) -> None:
+        at_least(0.05, retry=self.retry)
+        at_least(1, workers=self.workers)

@@ -1,0 +1,106 @@
+"""`spiderpool-controller clean`: everything of Spiderpool goes out of the API, as the chart's pre-delete hook wants it.
+
+What goes wrong is told at the end; the rest is removed all the same. Source: upstream, the sub-command `clean`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from api.apiextensions import Definition
+from api.apps import Job
+from api.core import Pod
+from api.kinds import OWN
+from api.meta import GROUP, Resource
+from api.webhook import MutatingWebhookConfiguration, ValidatingWebhookConfiguration
+from store.errors import ConflictError, NotFoundError, StoreError
+from store.port import Query, Store
+
+SRIOV_GROUP: Final = "sriovnetwork.openshift.io"
+_SRIOV_WEBHOOKS: Final = ("network-resources-injector-config", "sriov-operator-webhook-config")
+_KEPT: Final = "sriovoperatorconfigs.sriovnetwork.openshift.io"
+"""The SR-IOV operator makes its own default object of this kind, and stumbles over its absence."""
+_AT_A_TIME: Final = 16
+_ATTEMPTS: Final = 4
+
+_log = logging.getLogger(__name__)
+
+
+async def remove_webhooks(store: Store, validating: Iterable[str], mutating: Iterable[str]) -> None:
+    """Delete webhook configurations; what is not there is none. Raises StoreError."""
+    for name in validating:
+        with suppress(NotFoundError):
+            await store.delete(ValidatingWebhookConfiguration, name)
+    for name in mutating:
+        with suppress(NotFoundError):
+            await store.delete(MutatingWebhookConfiguration, name)
+
+
+async def clean(store: Store, *, validating: str, mutating: str, namespace: str = "", job: str = "") -> list[str]:
+    """Remove everything; returns what went wrong.
+
+    `validating` and `mutating` are names of our webhook configurations, which go first: without them nobody asks for
+    admission that nobody gives. `job` is the name of the initialising Job in `namespace`; empty: there is none.
+    """
+    problems: list[str] = []
+
+    async def attempt(what: str, work: Awaitable[Any]) -> Any:
+        try:
+            return await work
+        except NotFoundError:
+            return None
+        except StoreError as error:
+            problems.append(f"{what}: {error}")
+            return None
+
+    for names in (((validating,), (mutating,)), *(((name,), (name,)) for name in _SRIOV_WEBHOOKS)):
+        present = [tuple(filter(None, each)) for each in names]
+        await attempt(f"webhook configurations {names}", remove_webhooks(store, *present))
+    for kind in OWN:
+        listing = await attempt(kind.TYPE.plural, store.list(kind))
+        gate = asyncio.Semaphore(_AT_A_TIME)
+
+        async def one(item: Resource, gate: asyncio.Semaphore = gate) -> None:
+            meta = item.metadata
+            async with gate:
+                await attempt(f"{item.TYPE.kind} {meta.namespace}/{meta.name}".replace(" /", " "), _remove(store, item))
+
+        if listing is not None:
+            await asyncio.gather(*(one(item) for item in listing.items))
+            _log.info("%d %s are removed", len(listing.items), kind.TYPE.plural)
+    definitions = await attempt("customresourcedefinitions", store.list(Definition))
+    for definition in definitions.items if definitions is not None else ():
+        name = definition.metadata.name
+        if definition.spec.group in (GROUP, SRIOV_GROUP) and name != _KEPT:
+            await attempt(f"CustomResourceDefinition {name}", store.delete(Definition, name))
+    if job and namespace:
+        await attempt(f"Job {namespace}/{job}", store.delete(Job, job, namespace))
+        # Deleting a Job this way leaves its pods (the default of batch/v1's own API).
+        pods = await attempt("pods", store.list(Pod, Query(namespace=namespace, labels={"job-name": job})))
+        for pod in pods.items if pods is not None else ():
+            await attempt(f"Pod {namespace}/{pod.metadata.name}", store.delete(Pod, pod.metadata.name, namespace))
+    return problems
+
+
+async def _remove(store: Store, item: Resource) -> None:
+    """Delete an object that nobody will take the finalizers off any more. Raises StoreError."""
+    meta = item.metadata
+    for _ in range(_ATTEMPTS):
+        try:
+            item = await store.get(type(item), meta.name, meta.namespace)
+            if item.metadata.finalizers:
+                item = await store.update(replace(item, metadata=replace(item.metadata, finalizers=[])))
+            if item.metadata.deletion_timestamp is None:
+                await store.delete(type(item), meta.name, meta.namespace, uid=item.metadata.uid)
+        except NotFoundError:
+            return
+        except ConflictError:
+            continue
+        return
+    raise ConflictError("it keeps changing")

@@ -1,0 +1,496 @@
+"""From upstream and back: its records become claims, and claims its records, on a real API server.
+
+The records and endpoints are written as upstream writes them; its agents are not here to do it, for the Go module proxy
+does not serve them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from api.claim import LABEL_WORKLOAD, Claim, ClaimSpec, Workload, claim_name, identity_label, workload_label
+from api.endpoint import Endpoint
+from api.meta import ObjectMeta
+from api.pool import ANNOTATION_CLAIMS, CLAIMS_AUTHORITATIVE, Pool
+from api.views import has_foreign_records
+from controller.adoption.adopt import Adopter
+from controller.adoption.decide import Switches
+from controller.adoption.hand_back import HandBackError, hand_back
+from controller.adoption.settings import AdoptionSettings
+from lab.kube.cluster import Cluster
+from lab.layout import LabError
+from store.errors import StoreError
+from store.kube import KubeStore
+from store.kube_settings import KubeSettings
+from store.port import Store
+from tests.kube.store_rig import empty
+
+NS = "adopt"
+UPSTREAM = {"app.kubernetes.io/component": "spiderpool-agent", "app.kubernetes.io/name": "spiderpool"}
+OURS = UPSTREAM | {"spiderpool.spidernet.io/records": "claims"}
+SETTINGS = AdoptionSettings(retry=0.1)
+
+
+class Site:
+    """The cluster, in which upstream has worked."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    def apply(self, *documents: dict[str, Any], subresource: str = "") -> None:
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(documents)})
+        flags = [f"--subresource={subresource}", "--validate=false"] if subresource else []
+        self.cluster.kubectl("apply", "--server-side", "--force-conflicts", *flags, "-f", "-", stdin=text)
+
+    def pod(self, name: str, *, labels: dict[str, str] | None = None, owner: dict[str, Any] | None = None) -> str:
+        """A pod on a node that nobody is; its UID."""
+        meta: dict[str, Any] = {"name": name, "namespace": NS, "labels": labels or {"app": "x"}}
+        if owner:
+            meta["ownerReferences"] = [owner | {"controller": True}]
+        spec = {"containers": [{"name": "c", "image": "lab.invalid/none:1"}], "nodeName": "node1"}
+        self.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+        return self.uid("pod", name)
+
+    def uid(self, kind: str, name: str) -> str:
+        return self.cluster.kubectl("-n", NS, "get", kind, name, "-o", "jsonpath={.metadata.uid}")
+
+    def delete_pod(self, name: str) -> None:
+        self.cluster.kubectl("-n", NS, "delete", "pod", name, "--force", "--grace-period=0", "--ignore-not-found")
+
+    def stateful_set(self, name: str, replicas: int) -> str:
+        """A StatefulSet that the controllers leave alone, since its pods can never be made; its UID."""
+        template = {
+            "metadata": {"labels": {"app": name}},
+            "spec": {"containers": [{"name": "c", "image": "lab.invalid/none:1"}], "serviceAccountName": "nobody"},
+        }
+        spec = {"replicas": replicas, "serviceName": name, "selector": {"matchLabels": {"app": name}}}
+        meta = {"name": name, "namespace": NS}
+        self.apply(
+            {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": meta, "spec": spec | {"template": template}}
+        )
+        return self.uid("statefulset", name)
+
+    def pool(self, name: str, third: int, records: dict[str, tuple[str, str]]) -> None:
+        """A pool with upstream's records: last byte of the address to pod (or virtual machine) and UID."""
+        spec = {
+            "subnet": f"10.88.{third}.0/24",
+            "ipVersion": 4,
+            "ips": [f"10.88.{third}.10-10.88.{third}.200"],
+            "gateway": f"10.88.{third}.1",
+            "routes": [{"dst": "10.9.0.0/16", "gw": f"10.88.{third}.2"}],
+        }
+        kind = {"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderIPPool"}
+        meta = {"name": name, "finalizers": ["spiderpool.spidernet.io"]}
+        self.apply(kind | {"metadata": meta, "spec": spec})
+        told = {f"10.88.{third}.{last}": {"pod": f"{NS}/{pod}", "podUid": uid} for last, (pod, uid) in records.items()}
+        status = {"allocatedIPs": json.dumps(told), "allocatedIPCount": len(told), "totalIPCount": 191}
+        self.apply(kind | {"metadata": {"name": name}, "status": status}, subresource="status")
+
+    def endpoint(self, name: str, uid: str, pool: str, address: str, owner: tuple[str, str], **entry: Any) -> None:
+        """A SpiderEndpoint with its finalizer."""
+        gateway = address.rpartition(".")[0] + ".1"
+        ip = {"interface": "eth0", "ipv4": f"{address}/24", "ipv4Pool": pool, "ipv4Gateway": gateway, "vlan": 0}
+        routes = [{"dst": "10.9.0.0/16", "gw": address.rpartition(".")[0] + ".2"}]
+        current = {"uid": uid, "node": "node1", "ips": [ip | {"cleanGateway": False, "routes": routes} | entry]}
+        meta: dict[str, Any] = {"name": name, "namespace": NS, "finalizers": ["spiderpool.spidernet.io"]}
+        if owner[0] not in ("StatefulSet", "VirtualMachineInstance"):
+            meta["ownerReferences"] = [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}]
+        self.apply(
+            {
+                "apiVersion": "spiderpool.spidernet.io/v2beta1",
+                "kind": "SpiderEndpoint",
+                "metadata": meta,
+                "status": {"current": current, "ownerControllerType": owner[0], "ownerControllerName": owner[1]},
+            }
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster(kube: Cluster) -> Iterator[Cluster]:
+    kube.kubectl("create", "namespace", NS)
+    empty(kube)
+    try:
+        yield kube
+    finally:
+        empty(kube)
+        kube.kubectl("delete", "namespace", NS, "--wait=false")
+
+
+@pytest.fixture
+def site(cluster: Cluster) -> Iterator[Site]:
+    try:
+        yield Site(cluster)
+    finally:
+        for kind in ("statefulset", "daemonset", "pod"):
+            cluster.kubectl("-n", NS, "delete", kind, "--all", "--force", "--grace-period=0")
+        empty(cluster)
+
+
+async def opened(cluster: Cluster) -> KubeStore:
+    return await KubeStore.open(KubeSettings(kubeconfig=cluster.place.kubeconfig("admin")))
+
+
+def adopted(cluster: Cluster) -> tuple[bool, dict[str, str], dict[str, Claim]]:
+    """One pass: whether all is done, what is in its way, and the claims by address."""
+
+    async def work() -> tuple[bool, dict[str, str], dict[str, Claim]]:
+        store = await opened(cluster)
+        try:
+            adopter = Adopter(store, SETTINGS, Switches())
+            done = await adopter.adopt_all()
+            claims = {claim.spec.address: claim for claim in (await store.list(Claim)).items}
+            return done, adopter.troubles, claims
+        finally:
+            await store.close()
+
+    return asyncio.run(work())
+
+
+def read_pool(cluster: Cluster, name: str) -> Pool:
+    async def work() -> Pool:
+        store = await opened(cluster)
+        try:
+            return await store.get(Pool, name)
+        finally:
+            await store.close()
+
+    return asyncio.run(work())
+
+
+def mixed(site: Site) -> dict[str, str]:
+    """A live pod, a leaked record, a retained and a superfluous pod of a StatefulSet; the UIDs."""
+    live = site.pod("web")
+    of_set = site.stateful_set("db", 1)
+    site.pool(
+        "p1", 1, {"10": ("web", live), "11": ("leaked", "uid-leaked"), "12": ("db-0", "uid-db"), "13": ("db-7", "u7")}
+    )
+    site.endpoint("web", live, "p1", "10.88.1.10", ("Pod", "web"))
+    site.endpoint("db-0", "uid-db", "p1", "10.88.1.12", ("StatefulSet", "db"))
+    site.endpoint("db-7", "u7", "p1", "10.88.1.13", ("StatefulSet", "db"), interface="net1")
+    return {"web": live, "db": of_set}
+
+
+def test_records_become_claims_and_claims_authoritative(site: Site) -> None:
+    uids = mixed(site)
+    assert has_foreign_records(read_pool(site.cluster, "p1"))
+    done, troubles, claims = adopted(site.cluster)
+    assert (done, troubles) == (True, {})
+    assert set(claims) == {"10.88.1.10", "10.88.1.12"}
+    web, db = claims["10.88.1.10"], claims["10.88.1.12"]
+    assert (web.spec.pod_uid, web.spec.nic, web.spec.node, web.spec.pool) == (uids["web"], "eth0", "node1", "p1")
+    assert web.spec.workload is not None
+    assert (web.spec.workload.namespace, web.spec.workload.name) == (NS, "web")
+    assert LABEL_WORKLOAD not in web.metadata.labels
+    assert web.metadata.labels["ipam.spidernet.io/identity"] == identity_label(uids["web"], "")
+    assert db.metadata.labels[LABEL_WORKLOAD] == workload_label(NS, "db-0")
+    assert db.spec.workload is not None
+    assert db.spec.workload.controller is not None
+    assert (db.spec.workload.controller.kind, db.spec.workload.controller.uid) == ("StatefulSet", uids["db"])
+    assert db.spec.pod_uid == "uid-db"
+    pool = read_pool(site.cluster, "p1")
+    assert pool.metadata.annotations[ANNOTATION_CLAIMS] == CLAIMS_AUTHORITATIVE
+    assert not has_foreign_records(pool)
+    assert adopted(site.cluster)[0]  # nothing is left to do
+
+
+def test_not_while_an_agent_of_upstream_may_write(site: Site) -> None:
+    live = site.pod("web")
+    site.pool("p1", 1, {"10": ("web", live)})
+    site.pod("their-agent", labels=UPSTREAM)
+    site.pod("our-agent", labels=OURS)
+    done, troubles, claims = adopted(site.cluster)
+    assert (done, claims) == (False, {})
+    assert f"Pod {NS}/their-agent" in troubles["p1"]
+    assert "our-agent" not in troubles["p1"]
+    assert has_foreign_records(read_pool(site.cluster, "p1"))
+    site.delete_pod("their-agent")
+    assert adopted(site.cluster)[0]
+
+
+def test_records_that_cannot_be_read_are_not_guessed(site: Site) -> None:
+    live = site.pod("web")
+    site.pool("bad", 1, {"10": ("web", live)})
+    kind = {"apiVersion": "spiderpool.spidernet.io/v2beta1", "kind": "SpiderIPPool", "metadata": {"name": "bad"}}
+    site.apply(kind | {"status": {"allocatedIPs": '{"10.88.1.10": {"pod": "web"}}'}}, subresource="status")
+    site.pool("good", 2, {"10": ("web", live)})
+    done, troubles, claims = adopted(site.cluster)
+    assert not done
+    assert set(troubles) == {"bad"}
+    assert "'web' is not NAMESPACE/NAME" in troubles["bad"]
+    assert set(claims) == {"10.88.2.10"}
+
+
+class KilledError(StoreError):
+    """The process is no more."""
+
+
+class Dying(Store):
+    """A real store whose process dies at the n-th write: that one is done, or not, and nothing comes after it."""
+
+    def __init__(self, inner: Store, writes: int, *, done: bool) -> None:
+        self.inner, self.left, self.done = inner, writes, done
+
+    def watch(self, kind: Any, query: Any, since: str) -> Any:
+        return self.inner.watch(kind, query, since)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    async def _write(self, work: Any) -> Any:
+        self.left -= 1
+        if self.left > 0 or (self.left == 0 and self.done):
+            result = await work
+            if self.left > 0:
+                return result
+        else:
+            work.close()
+        raise KilledError
+
+    async def get(self, kind: Any, name: str, namespace: str = "") -> Any:
+        return await self.inner.get(kind, name, namespace)
+
+    async def list(self, kind: Any, *query: Any) -> Any:
+        return await self.inner.list(kind, *query)
+
+    async def create(self, resource: Any) -> Any:
+        return await self._write(self.inner.create(resource))
+
+    async def update(self, resource: Any) -> Any:
+        return await self._write(self.inner.update(resource))
+
+    async def update_status(self, resource: Any) -> Any:
+        return await self._write(self.inner.update_status(resource))
+
+    async def delete(self, kind: Any, name: str, namespace: str = "", **conditions: str) -> None:
+        await self._write(self.inner.delete(kind, name, namespace, **conditions))
+
+
+def test_whoever_dies_at_any_write_is_repaired(site: Site) -> None:
+    """Adoption and the way back, each killed after and before every one of its writes in turn."""
+    mixed(site)
+    expected = {"10.88.1.10", "10.88.1.12"}
+
+    async def work() -> tuple[int, int]:
+        store = await opened(site.cluster)
+        try:
+            forth = await _until_done(store, lambda dying: Adopter(dying, SETTINGS, Switches()).adopt_all())
+            assert {claim.spec.address for claim in (await store.list(Claim)).items} == expected
+            back = await _until_done(store, hand_back)
+            pool = await store.get(Pool, "p1")
+            assert pool.status is not None
+            assert set(json.loads(pool.status.allocated_ips or "{}")) == expected
+            assert has_foreign_records(pool)
+            assert (await store.list(Claim)).items == []
+            assert await Adopter(store, SETTINGS, Switches()).adopt_all()
+            assert {claim.spec.address for claim in (await store.list(Claim)).items} == expected
+            return forth, back
+        finally:
+            await store.close()
+
+    forth, back = asyncio.run(work())
+    assert forth >= 3  # two claims and a mark
+    assert back >= 5  # status, endpoints, mark, claims
+
+
+async def _until_done(store: Store, work: Any) -> int:
+    """Run `work`, killed at its first write, then again killed at the second, and so on; how often it was killed."""
+    for killed in range(1, 40):
+        for done in (False, True):
+            try:
+                await work(Dying(store, killed, done=done))
+            except KilledError:
+                continue
+            return killed
+    raise AssertionError("it never ends")
+
+
+def test_a_record_that_changes_meanwhile_is_not_lost(site: Site) -> None:
+    """The mark is written under the condition of the version in which the records were read."""
+    live = site.pod("web")
+    late = site.pod("late")
+    site.pool("p1", 1, {"10": ("web", live)})
+
+    class Meanwhile(Dying):
+        async def create(self, resource: Any) -> Any:
+            site_write = {"10": ("web", live), "11": ("late", late)}
+            if self.left:
+                self.left = 0
+                await asyncio.to_thread(site.pool, "p1", 1, site_write)
+            return await self.inner.create(resource)
+
+        async def update(self, resource: Any) -> Any:
+            return await self.inner.update(resource)
+
+    async def work() -> tuple[bool, bool]:
+        store = await opened(site.cluster)
+        try:
+            first = Adopter(Meanwhile(store, 1, done=True), SETTINGS, Switches())
+            done = await first.adopt_all()
+            assert "changed meanwhile" in first.troubles["p1"]
+            return done, await first.adopt_all()
+        finally:
+            await store.close()
+
+    assert asyncio.run(work()) == (False, True)
+    assert set(adopted(site.cluster)[2]) == {"10.88.1.10", "10.88.1.11"}
+
+
+def test_claims_in_the_way(site: Site) -> None:
+    """What an interrupted way back left is replaced; what a live pod has stays with it."""
+    live, other = site.pod("web"), site.pod("other")
+    site.pool("p1", 1, {"10": ("web", live), "11": ("web", live)})
+
+    async def claim(address: str, uid: str) -> None:
+        store = await opened(site.cluster)
+        try:
+            spec = ClaimSpec(
+                address=address, ip_version=4, pool="p1", pod_uid=uid, workload=Workload(namespace=NS, name="other")
+            )
+            await store.create(Claim(metadata=ObjectMeta(name=claim_name(ip_address(address))), spec=spec))
+        finally:
+            await store.close()
+
+    asyncio.run(claim("10.88.1.10", "uid-of-the-past"))
+    asyncio.run(claim("10.88.1.11", other))
+    done, _, claims = adopted(site.cluster)
+    assert done
+    assert claims["10.88.1.10"].spec.pod_uid == live
+    assert claims["10.88.1.11"].spec.pod_uid == other
+
+
+def test_a_pool_that_is_being_deleted_is_adopted_too(site: Site) -> None:
+    live = site.pod("web")
+    site.pool("p1", 1, {"10": ("web", live)})
+    site.cluster.kubectl("delete", "spiderippool", "p1", "--wait=false")
+    done, _, claims = adopted(site.cluster)
+    assert done
+    assert set(claims) == {"10.88.1.10"}
+    assert not has_foreign_records(read_pool(site.cluster, "p1"))
+
+
+def test_back_to_upstream_exactly_as_it_was(site: Site) -> None:
+    uids = mixed(site)
+    site.delete_pod("leaked")
+    assert adopted(site.cluster)[0]
+
+    async def back() -> tuple[list[str], Pool, dict[str, Endpoint]]:
+        store = await opened(site.cluster)
+        try:
+            await store.create(
+                Claim(
+                    metadata=ObjectMeta(name="10.88.1.99"),
+                    spec=ClaimSpec(address="10.88.1.99", ip_version=4, pool="p1", container_id="c"),
+                )
+            )
+            gone = await store.get(Endpoint, "web", NS)  # ours has no finalizer, and may have been lost altogether
+            await store.update(replace(gone, metadata=replace(gone.metadata, finalizers=[])))
+            await store.delete(Endpoint, "web", NS)
+            notes = await hand_back(store)
+            endpoints = {each.metadata.name: each for each in (await store.list(Endpoint)).items}
+            return notes, await store.get(Pool, "p1"), endpoints
+        finally:
+            await store.close()
+
+    notes, pool, endpoints = asyncio.run(back())
+    assert notes == ["10.88.1.99 of pool p1 is left out: it belongs to no pod"]
+    assert pool.status is not None
+    assert json.loads(pool.status.allocated_ips or "") == {
+        "10.88.1.10": {"pod": f"{NS}/web", "podUid": uids["web"]},
+        "10.88.1.12": {"pod": f"{NS}/db-0", "podUid": "uid-db"},
+    }
+    assert (pool.status.allocated_ip_count, pool.status.total_ip_count) == (2, 191)
+    assert ANNOTATION_CLAIMS not in pool.metadata.annotations
+    assert pool.metadata.finalizers == ["spiderpool.spidernet.io"]
+    web, db = endpoints["web"], endpoints["db-0"]
+    for endpoint in (web, db):
+        assert endpoint.metadata.finalizers == ["spiderpool.spidernet.io"]
+        assert endpoint.status is not None
+        (entry,) = endpoint.status.current.ips
+        assert (entry.interface, entry.vlan, entry.ipv4_pool) == ("eth0", 0, "p1")
+        assert (entry.ipv4_gateway, entry.clean_gateway) == ("10.88.1.1", False)
+        assert [(route.dst, route.gw) for route in entry.routes or ()] == [("10.9.0.0/16", "10.88.1.2")]
+    assert [(owner.kind, owner.uid, owner.controller) for owner in web.metadata.owner_references] == [
+        ("Pod", uids["web"], None)
+    ]
+    assert db.metadata.owner_references == []
+    assert db.status is not None
+    assert (db.status.owner_controller_type, db.status.owner_controller_name) == ("StatefulSet", "db")
+    assert db.status.current.uid == "uid-db"
+
+
+def test_not_back_while_something_of_ours_runs(site: Site) -> None:
+    live = site.pod("web")
+    site.pool("p1", 1, {"10": ("web", live)})
+    assert adopted(site.cluster)[0]
+    site.pod("our-agent", labels=OURS)
+
+    async def back() -> None:
+        store = await opened(site.cluster)
+        try:
+            with pytest.raises(HandBackError, match=f"Pod {NS}/our-agent"):
+                await hand_back(store)
+            assert len((await store.list(Claim)).items) == 1
+        finally:
+            await store.close()
+
+    asyncio.run(back())
+
+
+def test_the_command_line(site: Site) -> None:
+    """`spiderpool-controller hand-back`, as docs/upgrade.md has it."""
+    live = site.pod("web")
+    site.pool("p1", 1, {"10": ("web", live)})
+    assert adopted(site.cluster)[0]
+    name = "adoption-test"
+    webhook = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": name},
+        "webhooks": [
+            {
+                "name": "spiderippool.spiderpool.spidernet.io",
+                "clientConfig": {"url": "https://127.0.0.1:9/nobody"},
+                "rules": [
+                    {
+                        "apiGroups": ["spiderpool.spidernet.io"],
+                        "apiVersions": ["*"],
+                        "operations": ["UPDATE"],
+                        "resources": ["spiderippools"],
+                    }
+                ],
+                "sideEffects": "None",
+                "admissionReviewVersions": ["v1"],
+                "failurePolicy": "Fail",
+            }
+        ],
+    }
+    site.apply(webhook)
+    try:
+        flags = [
+            f"--kubernetes-kubeconfig={site.cluster.place.kubeconfig('admin')}",
+            f"--webhook-configuration={name}",
+        ]
+        result = subprocess.run(
+            [sys.executable, "-m", "controller", "hand-back", *flags],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+        )
+        assert result.returncode == 0, result.stderr
+        assert has_foreign_records(read_pool(site.cluster, "p1"))
+        with pytest.raises(LabError, match="NotFound"):
+            site.cluster.kubectl("get", "validatingwebhookconfiguration", name)
+    finally:
+        site.cluster.kubectl("delete", "validatingwebhookconfiguration", name, "--ignore-not-found")
