@@ -11,18 +11,10 @@ import pytest
 from api.annotations import PoolNames
 from api.autopools import Application, affinity
 from api.meta import ObjectMeta
-from api.pool import (
-    ANNOTATION_CLAIMS,
-    CLAIMS_AUTHORITATIVE,
-    LabelSelector,
-    Pool,
-    PoolSpec,
-    PoolStatus,
-    Requirement,
-)
+from api.pool import LabelSelector, Pool, PoolSpec, Requirement
 from api.subnet import LABEL_APP_NAME
 from plugins.errors import InvalidConfigError, NoPoolError
-from plugins.ipam.candidates import Asker, Candidates, PoolFacts, expand, has_foreign_records, pool_facts, select
+from plugins.ipam.candidates import Asker, Candidates, PoolFacts, expand, pool_facts, select
 
 
 def make(
@@ -56,10 +48,19 @@ def chosen(
     v6: tuple[str, ...] = (),
     asker: Asker = UNKNOWN,
     families: Any = (4, 6),
+    conflicts: Any = None,
 ) -> tuple[Candidates, ...]:
     known = {pool.name: pool for pool in pools}
     named = expand(PoolNames(v4, v6), known)
-    return select(named=named, source="the test", nic="net1", asker=asker, families=families, pools=known)
+    return select(
+        named=named,
+        source="the test",
+        nic="net1",
+        asker=asker,
+        families=families,
+        pools=known,
+        conflicts=conflicts or {},
+    )
 
 
 def names(found: tuple[Candidates, ...]) -> list[list[str]]:
@@ -206,14 +207,10 @@ def test_the_masters_subnet() -> None:
         chosen(*pools, v4=("a",), asker=Asker("node1", "web", masters=frozenset()))
 
 
-def test_records_of_another_spiderpool() -> None:
-    records = PoolStatus(allocated_ips='{"10.0.0.1":{"pod":"a/b","podUid":"u"}}')
-    meta = ObjectMeta(name="a")
-    spec = PoolSpec(subnet="10.0.0.0/24")
-    assert has_foreign_records(Pool(metadata=meta, spec=spec, status=records))
-    assert not has_foreign_records(Pool(metadata=meta, spec=spec, status=PoolStatus(allocated_ip_count=0)))
-    ours = ObjectMeta(name="a", annotations={ANNOTATION_CLAIMS: CLAIMS_AUTHORITATIVE})
-    assert not has_foreign_records(Pool(metadata=ours, spec=spec, status=records))
+def test_a_pool_that_gives_way_to_an_older_one() -> None:
+    found = chosen(make("a"), make("b"), v4=("a", "b"), conflicts={"a": "b is older"})
+    assert names(found) == [["b"]]
+    assert found[0].passed_over == ("a: b is older",)
 
 
 def test_the_specific_come_first_and_listed_order_decides_the_rest() -> None:
