@@ -91,3 +91,9 @@ def owner_reference(subnet: Subnet) -> OwnerReference:
         controller=True,
         block_owner_deletion=True,
     )
+
+
+def is_ready(subnet: Subnet) -> bool:
+    """Whether pools are cut from it."""
+    conditions = (subnet.status.conditions if subnet.status else None) or ()
+    return any(condition.type == READY and condition.status == "True" for condition in conditions)

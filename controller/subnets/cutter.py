@@ -29,7 +29,7 @@ from api.validate.pool import pool_addresses
 from api.validate.subnet import family_of, ledger_of, subnet_addresses
 from controller.room import Desk
 from controller.subnets.book import Index, Locks, free_addresses, is_claimed, network_key, write_ledger
-from controller.subnets.plan import Shortage, Step, grown, held_by, next_step, released, shrunk
+from controller.subnets.plan import Shortage, Step, grown, held_by, next_step, released, shrunk, trimmed
 from store.errors import AlreadyExistsError, ConflictError, NotFoundError
 from store.port import Query
 
@@ -37,8 +37,10 @@ log = logging.getLogger(__name__)
 
 _ROUNDS = 4
 """How often a pool is begun anew because somebody else, such as who keeps its status, wrote it meanwhile."""
-_STEPS = 8
-"""More than any pool takes: to grow two, to shrink three, each with a write that a crash left undone before it."""
+_STEPS = 10
+"""More than any pool takes: to shrink three, and as many to end what a crash left undone before it."""
+_TOUCHED = "ipam.spidernet.io/subnet-version"
+"""Annotation of a pool that had to be written for its version's sake: the version of the subnet by then."""
 
 
 class RefusalError(Exception):
@@ -138,8 +140,8 @@ class Cutter:
                 self._events.warning(pool, "ApplicationSubnetChanged", message)
                 raise RefusalError(
                     "ApplicationSubnetChanged",
-                    f"IPPool {pool.metadata.name} for {wish.nic} is {pool.spec.subnet}, not SpiderSubnet {wish.subnet}: "
-                    "a pool does not change its subnet, make the application anew",
+                    f"IPPool {pool.metadata.name} for {wish.nic} is not SpiderSubnet {wish.subnet}'s: a pool does not "
+                    "change its subnet, make the application anew",
                 )
         retained = [pool for pool in alive if pool not in own and _is_of(pool, subnet)]
         for pools in (own, retained):
@@ -165,6 +167,7 @@ class Cutter:
 
     async def _resize(self, wish: Wish, name: str) -> bool:
         kept = IPSet(wish.family)
+        fenced = False  # whether the pool was written since the ledger marked what is to be free
         for _ in range(_STEPS):
             # The ledger first: a pool that has more than an older ledger gives it says nothing.
             subnet = await self._store.get(Subnet, wish.subnet)
@@ -192,17 +195,37 @@ class Cutter:
                         return False
                     await write_ledger(self._store, subnet, {**grants, name: smaller})
                     await self._write(pool, wish, subnet, smaller.pool)
+                    fenced = True
+                case Step.TRIM:
+                    await write_ledger(self._store, subnet, {**grants, name: trimmed(grant, wish.size, have)})
+                    fenced = False
                 case Step.RELEASE:
-                    held = await self._held(pool)
-                    smaller = released(grant, held)
-                    await write_ledger(self._store, subnet, {**grants, name: smaller})
-                    kept = smaller.releasing
-                    if kept:
-                        self._tell_kept(pool, kept)
+                    kept = (
+                        await self._release(pool, subnet, grants, grant) if fenced else await self._touch(pool, subnet)
+                    )
+                    fenced = True
                 case Step.DONE:
                     await self._write(pool, wish, subnet, have)
                     return not kept
         raise ConflictError(f"pool {name} is being changed by somebody else")
+
+    async def _touch(self, pool: Pool, subnet: Subnet) -> IPSet:
+        """Write the pool, so that nobody can write it who has read it before. No address is known to be kept."""
+        annotations = {**pool.metadata.annotations, _TOUCHED: subnet.metadata.resource_version}
+        await self._store.update(replace(pool, metadata=replace(pool.metadata, annotations=annotations)))
+        return IPSet(pool.spec.ip_version or 4)
+
+    async def _release(self, pool: Pool, subnet: Subnet, grants: dict[str, Grant], grant: Grant) -> IPSet:
+        """Free what the pool has lost; the addresses that claims keep from that."""
+        smaller = released(grant, await self._held(pool))
+        await write_ledger(self._store, subnet, {**grants, pool.metadata.name: smaller})
+        if smaller.releasing:
+            message = (
+                f"{', '.join(smaller.releasing.to_ranges())} was claimed while the pool was made smaller: the pod keeps "
+                "it, and nobody else gets it until then"
+            )
+            self._events.warning(pool, "ClaimedWhileShrinking", message)
+        return smaller.releasing
 
     def _check(self, subnet: Subnet, pool: Pool, new: IPSet) -> None:
         """Raise LedgerError if the ledger gives the pool what is not the subnet's, or another pool's."""
@@ -241,13 +264,6 @@ class Cutter:
         claims = (await self._store.list(Claim, query)).items
         mine = (claim for claim in claims if claim.spec.pool == pool.metadata.name)
         return held_by(mine, pool.spec.ip_version or 4)
-
-    def _tell_kept(self, pool: Pool, kept: IPSet) -> None:
-        message = (
-            f"{', '.join(kept.to_ranges())} was claimed while the pool was made smaller: the pod keeps it, and nobody "
-            "else gets it until then"
-        )
-        self._events.warning(pool, "ClaimedWhileShrinking", message)
 
 
 def _for_application(grant: Grant, wish: Wish) -> Grant:

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec.structs import replace
 
 from api.apps import controller_of
 from api.autopools import Application, application_of
 from api.condition import Condition, updated
+from api.conflicts import subnet_conflicts
 from api.ledger import Grant, union
 from api.meta import FINALIZER
 from api.pool import LABEL_CIDR, Pool, cidr_label
 from api.ranges import IPSet
-from api.subnet import READY, Subnet, is_automatic
+from api.subnet import READY, Subnet, is_automatic, is_ready
 from api.validate.pool import pool_addresses
 from api.validate.subnet import default_subnet, family_of, inherited, ledger_of, subnet_addresses
-from controller.subnets.book import Index, Locks, network_key, write_ledger
+from controller.room import Desk
+from controller.subnets.book import Index, Locks, network_key, write_ledger, written_status
 from store.errors import InvalidError, NotFoundError
-from store.port import Query, Store
-from store.recorder import Recorder
+from store.port import Query
 
 log = logging.getLogger(__name__)
 
 _ORPHAN = "orphan"
 """Finalizer of the garbage collector: who deletes the subnet wants to keep its pools."""
 
-Obstacle = Callable[[Subnet], str]
-"""Why the subnet is not used; empty if it is."""
-
 
 class Keeper:
     """Reconciles subnets, one at a time each."""
 
-    def __init__(self, store: Store, locks: Locks, index: Index, events: Recorder, obstacle: Obstacle) -> None:
-        self._store = store
+    def __init__(self, desk: Desk, locks: Locks, index: Index) -> None:
+        self._store = desk.store
+        self._events = desk.events
+        self._subnets = desk.caches.of(Subnet)
         self._locks = locks
         self._index = index
-        self._events = events
-        self._obstacle = obstacle
 
     async def keep(self, name: str) -> set[Application]:
         """Do what is missing for the subnet of that name; whose pools are not what the ledger now says.
@@ -59,12 +57,24 @@ class Keeper:
             wanted = default_subnet(subnet)
             if wanted != subnet:
                 subnet = await self._store.update(wanted)
-            problem = self._obstacle(subnet)
+            problem = await self._obstacle(subnet)
             if not problem:
                 pools = [await self._adopt(pool, subnet) for pool in pools]
             grants = recomputed(subnet, pools)
             await write_ledger(self._store, subnet, grants, _conditions(subnet, problem))
             return set(_unfinished(pools, grants))
+
+    async def _obstacle(self, subnet: Subnet) -> str:
+        """Why the subnet is not used; empty if it is. Of those that overlap the oldest is.
+
+        One that is used is compared with those that the cache knows, which tells of others in time: they are younger,
+        as a rule. One that is to be used from now on is compared with all there are.
+        """
+        if network_key(subnet) is None:
+            return f"'spec.subnet' {subnet.spec.subnet} is not a CIDR"
+        known = list(self._subnets.values()) if is_ready(subnet) else (await self._store.list(Subnet)).items
+        others = [each for each in known if each.metadata.name != subnet.metadata.name]
+        return subnet_conflicts([*others, subnet]).get(subnet.metadata.name, "")
 
     async def _pools(self, subnet: Subnet) -> list[Pool]:
         """The pools with the subnet's network, uncached, but for those that lack the label and are known by cache."""
@@ -145,6 +155,14 @@ def recomputed(subnet: Subnet, pools: Iterable[Pool]) -> dict[str, Grant]:
         if grant.ips:
             found[name] = grant
     return found
+
+
+def looks_right(subnet: Subnet, index: Index) -> bool:
+    """Whether the status is what the caches would make of it, as after our own writes."""
+    pools = index.of_network(network_key(subnet) or "")
+    conditions = (subnet.status.conditions if subnet.status else None) or ()
+    judged = any(condition.type == READY for condition in conditions)
+    return judged and written_status(subnet, recomputed(subnet, pools)) == subnet.status
 
 
 def _unfinished(pools: Iterable[Pool], grants: Mapping[str, Grant]) -> Iterator[Application]:

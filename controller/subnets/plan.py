@@ -7,9 +7,10 @@ address to two pools.
 * To grow, the ledger takes free addresses, then the pool gets them.
 * To shrink, the ledger marks addresses that no claim holds; the pool loses them; those that were claimed meanwhile are
   kept until the claim is gone, the others are free.
+* What the ledger gives and the pool never got, and is too much by now, is marked and then free as well.
 
-Every writer of the pool has read it before it writes the ledger or has seen the ledger change, and every address that
-becomes free has left the pool by a write that came between: so who was late finds the pool in another version.
+Who adds addresses to a pool has read it when the ledger did not mark them. Between the mark and their freedom lies a
+write of the pool (of an annotation, if it has not got them), so whoever was that late finds it in another version.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Step(Enum):
     GROW = auto()
     WRITE = auto()
     """The pool is to have what the ledger says."""
+    TRIM = auto()
+    """The ledger gives more than the pool has, and than it is to have."""
     RELEASE = auto()
     """Addresses that the pool has lost can be free, unless claims hold them."""
     SHRINK = auto()
@@ -45,7 +48,7 @@ def next_step(have: IPSet, grant: Grant, size: int, *, kept: IPSet) -> Step:
     if size > grant.pool.count:
         return Step.GROW
     if have != grant.pool:
-        return Step.WRITE
+        return Step.TRIM if size < grant.pool.count and grant.pool - have else Step.WRITE
     if grant.releasing - kept:
         return Step.RELEASE
     if size < grant.pool.count:
@@ -76,6 +79,13 @@ def shrunk(grant: Grant, size: int, held: IPSet) -> Grant:
     """The grant that marks what the pool is to lose: its lowest addresses that are not held, if there are any."""
     idle = grant.pool - held
     drop = lowest(idle, min(grant.pool.count - size, idle.count), _none_avoided) or IPSet(grant.ips.family)
+    return replace(grant, releasing=grant.releasing | drop)
+
+
+def trimmed(grant: Grant, size: int, have: IPSet) -> Grant:
+    """The grant that marks what is too much and the pool never got."""
+    extra = grant.pool - have
+    drop = lowest(extra, min(grant.pool.count - size, extra.count), _none_avoided) or IPSet(grant.ips.family)
     return replace(grant, releasing=grant.releasing | drop)
 
 

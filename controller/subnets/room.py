@@ -29,7 +29,6 @@ from api.meta import Resource
 from api.pool import Pool
 from api.reservedip import ReservedIP
 from api.subnet import Subnet
-from api.validate.network import network_of
 from api.validate.pool import pool_addresses
 from api.validate.subnet import ledger_of
 from api.workloads import Scalable
@@ -38,12 +37,15 @@ from controller.subnets import demand
 from controller.subnets.book import Index, Locks, network_key
 from controller.subnets.cutter import Cutter, LedgerError, RefusalError
 from controller.subnets.demand import BY_KIND, NATIVE, Demand
-from controller.subnets.keeper import Keeper
+from controller.subnets.keeper import Keeper, looks_right
 from controller.subnets.settings import SubnetSettings
 from controller.subnets.thirdparty import ThirdParties
 from controller.work import WorkQueue
 from store.errors import ConflictError, NotFoundError
 from store.port import Query
+
+_COMPARE = ""
+"""The queue's key for the comparison of all subnets, which is no subnet's name."""
 
 
 class Subnets:
@@ -92,9 +94,11 @@ class _Shift:
         self._pools = caches.of(Pool)
         self._index = Index()
         locks = Locks()
-        self._keeper = Keeper(desk.store, locks, self._index, desk.events, self._obstacle)
+        self._keeper = Keeper(desk, locks, self._index)
         self._cutter = Cutter(desk, locks, self._index)
         self._third = ThirdParties()
+        self._conflicts: frozenset[str] = frozenset()
+        """Subnets that are not used, as of the last comparison."""
         self._waiting: dict[str, set[Application]] = defaultdict(set)
         """Subnet to the applications that a change of it may help."""
         self._shrinking: set[Application] = set()
@@ -118,9 +122,8 @@ class _Shift:
             return
         if old is None or new is None or _facts(old) != _facts(new):
             self._books.add(subnet.metadata.name)
-            for near in self._neighbours(subnet):
-                self._books.add(near, self._settings.settle)
-        elif old.status != new.status:
+            self._books.add(_COMPARE, self._settings.settle)
+        elif old.status != new.status and not looks_right(new, self._index):
             self._books.add(subnet.metadata.name, self._settings.settle)
         for application in self._waiting.pop(subnet.metadata.name, ()):
             self._applications.add(application)
@@ -170,26 +173,23 @@ class _Shift:
         for application in self._third.changed(old, new):
             self._applications.add(application)
 
-    def _neighbours(self, subnet: Subnet) -> Iterable[str]:
-        """Subnets that overlap: whether one of them is used may depend on this one."""
-        return [each.metadata.name for each in self._subnets.values() if each is not subnet and _overlap(each, subnet)]
-
     def _subnets_of(self, pool: Pool) -> Iterable[str]:
         network = network_key(pool)
         return [] if network is None else [s.metadata.name for s in self._subnets.values() if network_key(s) == network]
 
-    def _obstacle(self, subnet: Subnet) -> str:
-        """Why the subnet is not used: that is decided among all of them, the one just read included."""
-        if network_of(subnet.spec.subnet) is None:
-            return f"'spec.subnet' {subnet.spec.subnet} is not a CIDR"
-        others = [each for each in self._subnets.values() if each.metadata.name != subnet.metadata.name]
-        return subnet_conflicts([*others, subnet]).get(subnet.metadata.name, "")
-
     # What is done about it
 
     async def _keep(self, name: str) -> float | None:
-        for application in await self._keeper.keep(name):
-            self._applications.add(application)
+        if name == _COMPARE:
+            before, self._conflicts = self._conflicts, frozenset(subnet_conflicts(self._subnets.values()))
+            for changed in before ^ self._conflicts:
+                self._books.add(changed)
+            return None
+        try:
+            for application in await self._keeper.keep(name):
+                self._applications.add(application)
+        except NotFoundError:
+            return None  # it is gone
         return None
 
     async def _serve(self, application: Application) -> float | None:
@@ -294,7 +294,7 @@ class _Shift:
                     continue
 
     async def _finish(self, pool: Pool, application: Application) -> None:
-        """Give a retained pool what the ledger says that it has, if a crash left it without."""
+        """Take from a retained pool what the ledger gives it, if a crash left it without."""
         for subnet in map(self._subnets.get, self._subnets_of(pool)):
             grant = ledger_of(subnet).get(pool.metadata.name) if subnet is not None else None
             if subnet is not None and grant is not None and grant.ips != pool_addresses(pool.spec):
@@ -305,16 +305,11 @@ class _Shift:
                     pool.spec.ip_version or 4,
                     labels.get(LABEL_INTERFACE, ""),
                     subnet.metadata.name,
-                    grant.pool.count,
+                    pool_addresses(pool.spec).count,
                     pool.metadata.annotations.get(ANNOTATION_NUMBER, ""),
                     reclaim=False,
                 )
                 await self._cutter.settle(wish, [pool])
-
-
-def _overlap(one: Subnet, other: Subnet) -> bool:
-    first, second = network_of(one.spec.subnet), network_of(other.spec.subnet)
-    return first is not None and second is not None and first.overlaps(second)
 
 
 def _goes_with_application(pool: Pool) -> bool:

@@ -11,19 +11,20 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from api.annotations import IP_NUMBER, RECLAIM, SUBNET, SUBNETS
+from api.autopools import application_of
 from api.claim import LABEL_POOL, Claim, ClaimSpec, claim_name, label_value
 from api.event import Event
 from api.meta import FINALIZER, ObjectMeta
 from api.pool import Pool
 from api.ranges import IPSet
-from api.subnet import READY, Subnet, SubnetSpec
+from api.subnet import Subnet, SubnetSpec, is_ready
 from api.validate.pool import pool_addresses
 from api.validate.subnet import ledger_of
 from controller.caches import Caches
@@ -51,7 +52,6 @@ class Rig:
     cluster: Cluster
     store: Store
     namespace: str
-    kinds: list[tuple[str, str]] = field(default_factory=list)
 
     async def kubectl(self, *arguments: str, stdin: str = "") -> str:
         return await asyncio.to_thread(self.cluster.kubectl, *arguments, stdin=stdin)
@@ -73,11 +73,9 @@ class Rig:
         return name
 
     async def is_ready(self, name: str) -> bool:
-        subnet = await self.store.get(Subnet, name)
-        conditions = (subnet.status.conditions if subnet.status else None) or []
-        return any(c.type == READY and c.status == "True" for c in conditions)
+        return is_ready(await self.store.get(Subnet, name))
 
-    async def pools(self, subnet: str = "", **labels: str) -> list[Pool]:
+    async def pools(self, subnet: str = "") -> list[Pool]:
         """Automatic pools of applications of the namespace."""
         wanted = {"ipam.spidernet.io/owner-application-namespace": self.namespace}
         found = (await self.store.list(Pool, Query(labels=wanted))).items
@@ -93,6 +91,16 @@ class Rig:
                 sizes[f"{key}/{pool.spec.ip_version}"] = pool_addresses(pool.spec).count
         return sizes
 
+    async def sizes_by_name(self) -> dict[str, int]:
+        """As `sizes`, with names that are too long for labels."""
+        sizes = {}
+        for pool in await self.pools():
+            application = application_of(pool)
+            assert application is not None
+            nic = pool.metadata.labels["ipam.spidernet.io/interface"]
+            sizes[f"{application.name}/{nic}/{pool.spec.ip_version}"] = pool_addresses(pool.spec).count
+        return sizes
+
     async def until(self, holds: Callable[[], Awaitable[T]], what: str = "") -> T:
         """What `holds` returns once that is true."""
         deadline = time.monotonic() + WAIT
@@ -103,9 +111,9 @@ class Rig:
             assert time.monotonic() < deadline, what or "it does not come about"
             await asyncio.sleep(0.05)
 
-    async def becomes(self, read: Callable[[], Awaitable[T]], value: T) -> None:
+    async def becomes(self, read: Callable[[], Awaitable[object]], value: object) -> None:
         """Wait until `read` gives the value."""
-        last: list[T] = []
+        last: list[object] = []
 
         async def same() -> bool:
             last[:] = [await read()]
@@ -120,6 +128,19 @@ class Rig:
         status = (await self.store.get(Subnet, subnet)).status
         assert status is not None
         return (status.total_ip_count or 0) - (status.allocated_ip_count or 0)
+
+    async def frees(self, subnet: str, count: int) -> None:
+        """Wait until so many of the subnet's addresses are free, and nothing contradicts that."""
+        await self.becomes(lambda: self.free(subnet), count)
+        await self.consistent(subnet)
+
+    async def told(self, reason: str, about: str) -> None:
+        """Wait for an event."""
+
+        async def there() -> bool:
+            return any(e.involved_object.name == about for e in await self.events(reason))
+
+        await self.until(there, f"no event {reason} on {about}")
 
     async def take(self, pool: str, *numbers: int) -> None:
         """Claim addresses of a pool, by their place in it."""
@@ -177,7 +198,7 @@ def claim(pool: str, value: int, family: Any) -> Claim:
     )
 
 
-def annotations(*nics: Mapping[str, Any], number: str = "", reclaim: str = "") -> dict[str, str]:
+def asking(*nics: Mapping[str, Any], number: str = "", reclaim: str = "") -> dict[str, str]:
     found = {SUBNET: json.dumps(nics[0])} if len(nics) == 1 else {SUBNETS: json.dumps(nics)}
     return found | ({IP_NUMBER: number} if number else {}) | ({RECLAIM: reclaim} if reclaim else {})
 
@@ -192,9 +213,13 @@ def template(wanted: Mapping[str, str], **spec: Any) -> dict[str, Any]:
 
 def workload(kind: str, name: str, wanted: Mapping[str, str], size: int = 1, **pod: Any) -> dict[str, Any]:
     """A controller of the kind with so many pods."""
-    job = {"parallelism": size, "completions": size, "template": template(wanted, restartPolicy="Never", **pod)}
+    job: dict[str, Any] = {
+        "parallelism": size,
+        "completions": size,
+        "template": template(wanted, restartPolicy="Never", **pod),
+    }
     selector = {"matchLabels": {"app": "x"}}
-    many = {"replicas": size, "selector": selector, "template": template(wanted, **pod)}
+    many: dict[str, Any] = {"replicas": size, "selector": selector, "template": template(wanted, **pod)}
     spec: dict[str, Any] = {
         "Deployment": many,
         "ReplicaSet": many,
@@ -224,7 +249,7 @@ async def room(store: Store, settings: SubnetSettings = DEFAULTS) -> AsyncGenera
 
 
 @asynccontextmanager
-async def rig(cluster: Cluster, *, settings: SubnetSettings | None = DEFAULTS) -> AsyncGenerator[Rig, None]:
+async def rig(cluster: Cluster, settings: SubnetSettings | None = DEFAULTS) -> AsyncGenerator[Rig, None]:
     """A namespace of its own, with the room at work; without `settings` the test starts the room."""
     store = await KubeStore.open(KubeSettings(kubeconfig=cluster.admin))
     world = Rig(cluster, store, f"n-{secrets.token_hex(4)}")
