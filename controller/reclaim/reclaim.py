@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 
-from api.apps import StatefulSet, VirtualMachineInstance
+from api.apps import StatefulSet, VirtualMachineInstance, controller_of
 from api.claim import Claim
 from api.core import Node, Pod
 from api.meta import Resource
@@ -149,6 +149,11 @@ class Reclaim:
         for pod in (old, new):
             if pod is not None and (pod is new or new is None or new.metadata.uid != pod.metadata.uid):
                 self._consider_holders((pod.metadata.uid,), self._settings.settle)
+        if new is not None and new.status.pod_ips and (old is None or not old.status.pod_ips):
+            owner = controller_of(new.metadata)
+            if owner is not None and owner.kind == StatefulSet.TYPE.kind:  # it is up, with or without what was kept
+                waiting = self._index.waiting((new.metadata.namespace, owner.kind, owner.name))
+                self._consider_holders(waiting, self._settings.settle)
 
     def _node_changed(self, old: Node | None, new: Node | None) -> None:
         name = (new or old).metadata.name  # type: ignore[union-attr]
