@@ -14,8 +14,6 @@ from contextlib import AsyncExitStack
 from secrets import token_hex
 from typing import Any
 
-import aiohttp
-
 from controller import rooms
 from controller.admission.configurations import Configurations
 from controller.admission.review import Review
@@ -26,7 +24,7 @@ from controller.caches import Caches
 from controller.certificates.keeper import Clock, Keeper, present
 from controller.certificates.serving import Issued, Provided, Source
 from controller.election import Election
-from controller.operator import operate, whoami
+from controller.operator import operate
 from controller.room import Desk
 from controller.settings import Settings
 from daemon.health import Health, open_servers
@@ -54,7 +52,6 @@ class Controller:
         self._settings = settings
         self._credentials = credentials
         self._features = settings.features()
-        self._own_user = ""
         self._store = store
         self._caches = Caches(store)
         self._events = Recorder(store, "spiderpool-controller", pod.resolve())
@@ -132,10 +129,9 @@ class Controller:
         pause = 0.1
         while True:
             try:
-                self._own_user = await whoami(self._credentials)
                 await self._certificates.prepare()
                 return
-            except (StoreError, OSError, TimeoutError, ValueError, aiohttp.ClientError) as error:
+            except (StoreError, OSError, ValueError) as error:
                 _log.warning("cannot serve admission yet, trying again in %.1f s: %s", pause, error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _PAUSE_MOST)
@@ -163,7 +159,6 @@ class Controller:
             namespace=self._settings.pod.namespace,
             features=self._features,
             user=review.request.user_info.username,
-            own_user=self._own_user,
             dry_run=review.request.dry_run,
         )
 

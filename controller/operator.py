@@ -64,7 +64,7 @@ async def operate(
     @kopf.on.login(registry=registry, id="login")
     async def _login(**_: Any) -> kopf.AiohttpSession:
         access = await credentials.access()
-        return kopf.AiohttpSession(server=access.server, aiohttp_session=session(access))
+        return kopf.AiohttpSession(server=access.server, aiohttp_session=_session(access))
 
     settings = kopf.OperatorSettings()
     settings.admission.server = server
@@ -82,23 +82,8 @@ async def operate(
     await kopf.run_tasks(tasks, ignored=_Everybody())
 
 
-def session(access: Access) -> aiohttp.ClientSession:
-    """A plain HTTP session with the API server."""
+def _session(access: Access) -> aiohttp.ClientSession:
     headers = {"Authorization": access.authorization} if access.authorization else {}
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=access.tls), headers=headers, proxy=access.proxy, trust_env=False
     )
-
-
-async def whoami(credentials: Credentials) -> str:
-    """Who we are to the API server: a user's name. Raises StoreError, OSError, aiohttp.ClientError, TimeoutError."""
-    access = await credentials.access()
-    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
-    url = f"{access.server}/apis/authentication.k8s.io/v1/selfsubjectreviews"
-    async with (
-        asyncio.timeout(10.0),
-        session(access) as client,
-        client.post(url, json=review, server_hostname=access.server_name) as answer,
-    ):
-        answer.raise_for_status()
-        return str((await answer.json())["status"]["userInfo"].get("username", ""))

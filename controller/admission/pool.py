@@ -36,7 +36,7 @@ async def _validate(new: Pool, old: Pool | None, context: Context) -> Verdict:
             return Denial("AlreadyExists", "")
         changed, errors = bool(after), created_pool_errors(new, others=others, families=families)
     else:
-        if not context.by_us and (denial := updated_pool_denial(old, new)):
+        if denial := updated_pool_denial(old, new):
             return denial
         before = pool_addresses(old.spec)
         changed = before != after

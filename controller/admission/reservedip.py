@@ -21,8 +21,7 @@ async def _validate(new: ReservedIP, old: ReservedIP | None, context: Context) -
     families = context.features.families
     if old is None:
         return created_reserved_ip_errors(new, families=families)
-    denial = updated_reserved_ip_denial(old, new)
-    return denial or updated_reserved_ip_errors(old, new, families=families)
+    return updated_reserved_ip_denial(old, new) or updated_reserved_ip_errors(old, new, families=families)
 
 
 ADMISSION = Rules(ReservedIP, _default, _validate)

@@ -40,14 +40,8 @@ class Context:
     features: Features
     user: str = ""
     """Who asks, as the API server knows them."""
-    own_user: str = ""
-    """Who this controller is to the API server; empty: not known yet."""
     dry_run: bool = False
-
-    @property
-    def by_us(self) -> bool:
-        """Whether a Spiderpool controller asks."""
-        return bool(self.own_user) and self.user == self.own_user
+    """Nothing will be stored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,7 @@ async def _default(new: Subnet, old: Subnet | None, context: Context) -> Subnet:
 async def _validate(new: Subnet, old: Subnet | None, context: Context) -> Verdict:
     families = context.features.families
     if old is not None:
-        denial = None if context.by_us else updated_subnet_denial(old, new)
-        return denial or updated_subnet_errors(old, new, families=families)
+        return updated_subnet_denial(old, new) or updated_subnet_errors(old, new, families=families)
     if not context.features.subnets:
         return Denial("Forbidden", "SpiderSubnets are switched off in this installation (enableSpiderSubnet)")
     others = (await context.store.list(Subnet)).items
