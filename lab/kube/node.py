@@ -7,49 +7,31 @@ hierarchy; its processes and all of its containers are in the lab's cgroup, so t
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from lab import topology
-from lab.kube import image, network
+from lab.kube import image, network, points
 from lab.kube.build import NODE, missing, program, release
 from lab.kube.cluster import READY_WITHIN, Cluster
 from lab.kube.components import SCHEDULER
 from lab.kube.pki import Authority
-from lab.layout import NODE_ADDRESS, NODES, STATE_ROOT, Lab, LabError
+from lab.kube.points import POINTS
+from lab.layout import NODE_ADDRESS, NODES, Lab, LabError
 from lab.nodes import BIN as PROGRAMS
 from lab.nodes import HEALTH_PORT, agent, entering, http_get
 from lab.pods import cgroup
 from lab.process import cgroup2_root, end, kill_cgroup, run
 from lab.table import Paper
 
-POINTS = {
-    "run-containerd": "/run/containerd",
-    "run-netns": "/run/netns",
-    "lib-containerd": "/var/lib/containerd",
-    "lib-kubelet": "/var/lib/kubelet",
-    "lib-cni": "/var/lib/cni",
-    "log-pods": "/var/log/pods",
-    "log-containers": "/var/log/containers",
-    "etc-cni": "/etc/cni",
-    "opt-cni": "/opt/cni",
-    "run-spidernet": "/run/spidernet",
-    "lib-spidernet": "/var/lib/spidernet",
-}
-"""Folder of the node, and where it is on the node."""
 KERNEL = {"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
 """What a kubelet wants of the kernel. It gets to see it, and the machine's own settings stay as they are."""
 SOCKET = "/run/containerd/containerd.sock"
-_MADE = f"{STATE_ROOT}/.points"
-"""Which of the mount points labs have made."""
 
 
 def preflight() -> None:
@@ -80,47 +62,11 @@ def up(cluster: Cluster, paper: Paper) -> None:
         authority.issue(node.name, node.name, hosts=[node.name, *NODE_ADDRESS[node.name]])
         _prepare(cluster, node.name)
         network.prepare(cluster, node.name)
-        with _points_locked():
-            _make_points()
+        points.make()
     for node in NODES:
         start(cluster, node.name)
     names = " and ".join(node.name for node in NODES)
     paper.step(f"{names}: kubelet {release()}, containerd, Multus, spiderpool-agent", time.monotonic() - begin)
-
-
-@contextlib.contextmanager
-def _points_locked() -> Iterator[None]:
-    """Alone with the mount points, which all labs share."""
-    root = os.open(STATE_ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(root, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(root)
-
-
-def _make_points() -> None:
-    """Make the mount points that this machine does not have, and write down which."""
-    for target in POINTS.values():
-        if not os.path.isdir(target):
-            with open(_MADE, "a") as made:
-                made.write(f"{target}\n")
-            os.makedirs(target)
-
-
-def _remove_points(lab: Lab) -> None:
-    """Remove the mount points that labs made, if this is the last lab that uses them.
-
-    To remove a folder on which another mount namespace has something mounted succeeds, and takes the mount away.
-    """
-    used = glob.glob(f"{STATE_ROOT}/*/*/{next(iter(POINTS))}")
-    if any(not path.startswith(f"{lab.state}/") for path in used) or not os.path.exists(_MADE):
-        return
-    with open(_MADE) as made:
-        for target in reversed(made.read().split()):
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                os.rmdir(target)
-    os.unlink(_MADE)
 
 
 def start(cluster: Cluster, node: str) -> None:
@@ -333,7 +279,4 @@ def remove(lab: Lab) -> None:
     _remove_cgroups(lab.name)
     topology.remove(lab)
     if os.path.isdir(lab.state):
-        with _points_locked():
-            _remove_points(lab)
-            for node in NODES:
-                shutil.rmtree(lab.node(node.name), ignore_errors=True)
+        points.remove(lab)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import glob
 import json
 import os
+import subprocess
+import sys
 import time
 import urllib.request
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lab.kube import lifecycle, node
+import pytest
+
+from lab import layout
+from lab.kube import lifecycle, node, points
 from lab.kube.cluster import Cluster
+from lab.kube.components import Place
+from lab.layout import Lab
 from lab.process import alive, cgroup2_root, in_netns, run, start_time
 from tests.kube.conftest import running
 from tests.kube.node_rig import workload
@@ -99,8 +106,7 @@ class TestNode:
         assert all(status["restartCount"] == 0 for pod in found for status in pod["status"]["containerStatuses"])
         nodes.kubectl("delete", "deployment/stay", "--timeout=30s")
 
-    def test_down_with_pods_running_leaves_nothing(self) -> None:
-        points = {target: os.path.isdir(target) for target in node.POINTS.values()}
+    def test_down_with_pods_running_leaves_nothing_of_it_and_all_of_others(self, nodes: Cluster) -> None:
         with running(nodes=True) as own:
             apply(own, workload("Deployment", "left"))
             ready(own, "deployment", "left")
@@ -116,9 +122,49 @@ class TestNode:
             assert time.monotonic() - began < 20
         assert not any(map(alive, own.processes.values()))
         assert not [pid for pid in inside if start_time(pid) is not None]
-        assert_gone(own.place)
-        for root in node.hierarchies():
-            assert not os.path.exists(f"{root}/{own.place.lab.name}")
-        assert not glob.glob(f"/run/netns/{own.place.lab.name}*")
-        assert points == {target: os.path.isdir(target) for target in points}
-        assert own.place.lab.name not in Path("/proc/mounts").read_text()
+        assert_no_nodes(own.place)
+        for name in NODES:
+            assert "multus" in run(node.on_node(nodes, name, "ls", "/opt/cni/bin"))
+
+    def test_an_up_that_was_killed_is_cleaned_away(self) -> None:
+        lab = Lab(f"splt{os.urandom(4).hex()}")
+        command = [sys.executable, "-m", "lab.kube", "--name", lab.name]
+        try:
+            with subprocess.Popen([*command, "up", "--node"], stdout=subprocess.DEVNULL) as half:
+                deadline = time.monotonic() + 60
+                while not os.path.exists(lab.log("node2-agent")):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.002)
+                half.kill()
+            place = Cluster.load(lab).place
+            subprocess.run([*command, "down"], check=True, stdout=subprocess.DEVNULL, timeout=60)
+            assert_no_nodes(place)
+        finally:
+            lifecycle.down(lab)
+
+
+class TestPoints:
+    def test_the_last_lab_removes_them(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(layout, "STATE_ROOT", str(tmp_path / "labs"))
+        there, made, filled = (tmp_path / name for name in ("there", "made", "filled"))
+        monkeypatch.setattr(points, "POINTS", dict(enumerate(map(str, (there, made, filled)))))
+        there.mkdir()
+        labs = Lab("splone"), Lab("spltwo")
+        for lab in labs:
+            os.makedirs(f"{lab.node('node1')}/run-containerd")
+            points.make()
+        assert made.is_dir()
+        (filled / "file").touch()
+        points.remove(labs[1])
+        assert made.is_dir()
+        points.remove(labs[0])
+        assert (there.is_dir(), made.is_dir(), filled.is_dir()) == (True, False, True)
+        assert not (tmp_path / "labs" / ".points").exists()
+
+
+def assert_no_nodes(place: Place) -> None:
+    assert_gone(place)
+    for root in node.hierarchies():
+        assert not os.path.exists(f"{root}/{place.lab.name}")
+    assert not glob.glob(f"/run/netns/{place.lab.name}*")
+    assert place.lab.name not in Path("/proc/mounts").read_text()

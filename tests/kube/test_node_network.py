@@ -11,6 +11,7 @@ import pytest
 
 from lab.kube import node
 from lab.kube.cluster import Cluster
+from lab.kube.components import ETCD, SERVER
 from lab.layout import LabError
 from lab.nodes import agent
 from tests.kube.node_rig import NAMES, Json, Pod, ask, claims, pods, queued, settle, traces, until, untouched, workload
@@ -62,6 +63,7 @@ def answers(there: Cluster, each: str, address: str, port: int) -> bool:
 
 
 class TestThinPath:
+    @pytest.mark.upstream("E00002", "E00003")
     def test_pods_are_reached_at_their_own_addresses_and_by_service(self, there: Cluster) -> None:
         apply(there, service("web"))
         found = deployed(there)
@@ -83,6 +85,7 @@ class TestThinPath:
                 until(there, partial(answers, there, each, address, 80), 10, f"{address} answers on {each}")
                 assert ask(there, each, address, 80, pod=asking[each]) == "ok\n"
 
+    @pytest.mark.upstream("G00004")
     def test_addresses_follow_pods_as_they_come_and_go(self, there: Cluster) -> None:
         deployed(there)
         scale(there, web=5, db=1)
@@ -94,6 +97,7 @@ class TestThinPath:
         there.kubectl("delete", "pod", "--all", "--grace-period=0", "--force", "--timeout=30s")
         settle(there, web=2, db=3)
 
+    @pytest.mark.upstream("R00004")
     def test_an_agent_that_is_killed_is_not_missed(self, there: Cluster) -> None:
         """What is deleted meanwhile waits for it; what is created meanwhile comes up after it."""
         found = deployed(there)
@@ -111,6 +115,16 @@ class TestThinPath:
             if pod.node == two:
                 assert ask(there, two, pod.addresses[0]) == "ok\n"
 
+    @pytest.mark.upstream("R00002", "R00003")
+    @pytest.mark.parametrize("component", [ETCD, SERVER])
+    def test_pods_come_up_when_the_api_is_back(self, there: Cluster, component: str) -> None:
+        found = deployed(there, web=2, db=1)
+        scale(there, web=3, db=2)
+        there.kubectl("delete", "pod", found[0].name, "--wait=false")
+        there.stop(component, signal.SIGKILL)
+        there.start(component)
+        settle(there, web=3, db=2)
+
 
 class TestMoving:
     def test_a_drained_nodes_pods_go_to_the_other(self, there: Cluster) -> None:
@@ -122,6 +136,7 @@ class TestMoving:
         there.kubectl("drain", two, "--timeout=30s")
         assert {pod.node for pod in settle(there, web=3, db=3)} == {one}
 
+    @pytest.mark.upstream("R00006")
     def test_a_lost_nodes_pods_come_up_elsewhere_and_their_addresses_stay_till_it_is_back(self, there: Cluster) -> None:
         found = deployed(there, lost_after=1)
         (one, two) = NAMES
