@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from ipaddress import ip_address
 
-from msgspec.structs import replace
-
-from api.claim import Claim, Provided, claim_name
+from api.claim import Claim, claim_name
 from api.ranges import Address, Family, to_address
 from plugins.errors import (
     AddressConflictError,
@@ -29,22 +27,18 @@ from plugins.ipam.answer import Given, result_of, routes_for, unreachable
 from plugins.ipam.attempt import Attempt, Pick, same_claim
 from plugins.ipam.candidates import Candidates, PoolFacts
 from plugins.ipam.catalog import Catalog
-from plugins.ipam.claims import ClaimWriter, held_by, new_claim
+from plugins.ipam.claims import ClaimWriter, new_claim
 from plugins.ipam.concurrency import together, uninterrupted
 from plugins.ipam.config import Request
 from plugins.ipam.detection import Detector
-from plugins.ipam.held import NodeClaims, by_family, partial, set_key
-from plugins.ipam.provider import Provider
-from plugins.ipam.retained import RetainedClaims, split
+from plugins.ipam.held import NodeClaims
+from plugins.ipam.provider import Provider, to_be_provided
 from plugins.ipam.settings import IpamSettings
-from plugins.ipam.source import Source
+from plugins.ipam.takeover import TakeOvers
 from plugins.ipam.view import PoolView, Views, any_change
-from store.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError, UncertainError
+from store.errors import AlreadyExistsError, StoreError, UncertainError
 
 log = logging.getLogger(__name__)
-
-_ADOPTIONS = 4
-"""How often an identity's claims are read anew because somebody changed them meanwhile."""
 
 
 class Allocator:
@@ -60,7 +54,7 @@ class Allocator:
         held: NodeClaims,
         writer: ClaimWriter,
         detector: Detector,
-        retained: RetainedClaims,
+        take_overs: TakeOvers,
         provider: Provider | None,
     ) -> None:
         self._node = node
@@ -70,7 +64,7 @@ class Allocator:
         self._held = held
         self._writer = writer
         self._detector = detector
-        self._retained = retained
+        self._take_overs = take_overs
         self._provider = provider
         self.leftovers: dict[str, Claim] = {}
         """Claims of failed ADDs that the store would not delete yet, by name."""
@@ -85,7 +79,7 @@ class Allocator:
         try:
             if self._provider is not None and request.facts is not None:
                 attempt.parent_mac = await self._provider.parent_mac(request.facts, request.nic)
-            await self._adopt(attempt, source)
+            await self._take_overs.adopt(attempt, source, self._wanted)
             if not attempt.settled:
                 await self._complete(attempt)
             if not attempt.quiet:
@@ -105,83 +99,7 @@ class Allocator:
         everything = [*others, *attempt.claims.values()]
         return Given(*answer, tuple(attempt.claims.values()), unreachable(source.routes, everything, self._catalog.get))
 
-    # What the identity has already
-
-    async def _adopt(self, attempt: Attempt, source: Source) -> None:
-        """Take over what there is for the NIC: of an earlier ADD for the pod, or of the pod whose successor it is.
-
-        The first may be complete, partial, or of the sandbox before; it stays, whatever became of the pools. The second
-        stays as long as its pool is one that the pod names, whether or not that pool may serve.
-        """
-        request = attempt.request
-        static = False
-        if request.facts is not None and request.facts.static:
-            static = True
-            attempt.quiet = await self._retained.migrates(request.facts)
-        elif not await self._held.of_set(request.identity, request.nic):
-            return
-        for _ in range(_ADOPTIONS):
-            claims = await self._held.read_set(request.identity, request.nic)
-            complete = bool(claims) and not partial(claims)
-            own, surplus = by_family(claims)
-            kept = dict(own)
-            if static and not complete:
-                inherited, dropped = await self._inherit(attempt, source, own)
-                kept |= inherited
-                surplus += dropped
-                # All that is wanted may be there already, though no pool may serve now.
-                complete = bool(kept) and kept.keys() == attempt.wanted
-            self._respect_fixed(request, kept)
-            size = len(kept) if complete else len(kept.keys() | (await self._wanted(attempt)).keys())
-            attempt.sticky = set(kept) if complete and not _may_move(request, kept) else set(kept if static else ())
-            attempt.settled = bool(kept) and complete
-            try:
-                for claim in surplus:
-                    await self._writer.free(claim, _unchanged(claim), metrics.allocation_conflicts)
-                attempt.claims = {f: await self._take_over(c, attempt, size) for f, c in kept.items()}
-            except (ConflictError, NotFoundError):
-                metrics.allocation_conflicts.inc()
-                continue
-            return
-        raise TryAgainLaterError("the claims of this pod keep changing", f"identity {request.identity}")
-
-    async def _inherit(
-        self, attempt: Attempt, source: Source, own: Mapping[Family, Claim]
-    ) -> tuple[dict[Family, Claim], list[Claim]]:
-        """The predecessor's claims that the pod takes over, and those that it gives up. Raises CniError, StoreError."""
-        request = attempt.request
-        facts = request.facts
-        assert facts is not None  # noqa: S101 - only a pod has a predecessor
-        found = await self._retained.find(request.workload.namespace, request.workload.name, request.nic)
-        found = [claim for claim in found if set_key(claim) != (request.identity, request.nic)]
-        if not found:
-            return {}, []
-        await self._retained.ensure_free(found, facts, migrates=attempt.quiet)
-        named = await self._catalog.named(source, facts)
-        enabled = {4: self._settings.enable_ipv4, 6: self._settings.enable_ipv6}
-        attempt.wanted = {family for family, names in named.items() if names and enabled[family]}
-        first, surplus = by_family(found)
-        kept, dropped = split({family: claim for family, claim in first.items() if family not in own}, named)
-        if kept.keys() | own.keys() != attempt.wanted:
-            await self._wanted(attempt)  # before anything is given up: this may refuse the ADD
-        for claim in dropped:
-            log.info("%s of pool %s goes: the pod names other pools now", claim.spec.address, claim.spec.pool)
-        return kept, [*surplus, *dropped, *(claim for family, claim in first.items() if family in own)]
-
-    def _respect_fixed(self, request: Request, kept: Mapping[Family, Claim]) -> None:
-        for family, address in request.fixed.items():
-            if family in kept and kept[family].spec.address != str(address):
-                raise AddressConflictError(
-                    "the pod has another address than the one asked for",
-                    f"{kept[family].spec.address} of pool {kept[family].spec.pool} instead of {address}",
-                )
-
-    async def _take_over(self, claim: Claim, attempt: Attempt, size: int) -> Claim:
-        held = held_by(claim, attempt.request, node=self._node, set_size=size, inode=attempt.inode)
-        held = self._to_be_provided(held, attempt)
-        if held == claim:
-            return self._writer.learn(claim)
-        return await self._writer.update(held)
+    # Choosing and claiming
 
     async def _wanted(self, attempt: Attempt) -> dict[Family, Candidates]:
         if not attempt.candidates:
@@ -200,28 +118,6 @@ class Allocator:
                         "the address asked for cannot be given", f"{address}: this NIC gets no IPv{family} address"
                     )
         return attempt.candidates
-
-    # The infrastructure provider
-
-    def _to_be_provided(self, claim: Claim, attempt: Attempt) -> Claim:
-        """The claim with what the provider must know, if it is to be asked about the NIC."""
-        pool = self._catalog.get(claim.spec.pool)
-        if not attempt.parent_mac or claim.spec.provided is not None or pool is None:
-            return claim
-        provided = Provided(subnet=str(pool.network), parent_mac=attempt.parent_mac)
-        return replace(claim, spec=replace(claim.spec, provided=provided))
-
-    async def _bind(self, attempt: Attempt, deadline: float) -> None:
-        """Ask the provider for the claims that it has not answered for yet. Raises ProviderError, StoreError."""
-        open_ = [c for c in attempt.claims.values() if c.spec.provided is not None and not c.spec.provided.mac]
-        if self._provider is None or not open_:
-            return
-        attempt.asked = True
-        answered = await self._provider.allocate(open_, deadline)
-        written = await together(self._writer.update(claim) for claim in answered)
-        attempt.claims |= {claim.spec.ip_version: claim for claim in written}
-
-    # Choosing and claiming
 
     async def _complete(self, attempt: Attempt) -> None:
         """Claim an address for every wanted family that has none."""
@@ -316,7 +212,7 @@ class Allocator:
                 set_size=size,
                 inode=attempt.inode,
             )
-            claim = self._to_be_provided(claim, attempt)
+            claim = to_be_provided(claim, attempt.parent_mac, pick.pool)
             task = asyncio.create_task(self._writer.create(claim))
             tasks[task] = pick
             attempt.pending[task] = claim
@@ -374,6 +270,18 @@ class Allocator:
                 attempt.held.remove((view, held))
                 view.done(held)
 
+    # The infrastructure provider
+
+    async def _bind(self, attempt: Attempt, deadline: float) -> None:
+        """Ask the provider for the claims that it has not answered for yet. Raises ProviderError, StoreError."""
+        open_ = [c for c in attempt.claims.values() if c.spec.provided is not None and not c.spec.provided.mac]
+        if self._provider is None or not open_:
+            return
+        attempt.asked = True
+        answered = await self._provider.allocate(open_, deadline)
+        written = await together(self._writer.update(claim) for claim in answered)
+        attempt.claims |= {claim.spec.ip_version: claim for claim in written}
+
     # Undoing
 
     async def _undo(self, attempt: Attempt) -> None:
@@ -424,20 +332,6 @@ def _pick_fixed(view: PoolView, pool: PoolFacts, address: Address) -> Pick:
         raise AddressConflictError("the address asked for is taken", f"{address}: it is being given to another pod")
     view.hold(int(address))
     return Pick(view, pool, address)
-
-
-def _unchanged(claim: Claim) -> Callable[[Claim], bool]:
-    return lambda current: set_key(current) == set_key(claim) and current.metadata.uid == claim.metadata.uid
-
-
-def _may_move(request: Request, kept: Mapping[Family, Claim]) -> bool:
-    """Whether the pod may get other addresses than it had in a sandbox that is gone, if somebody uses those.
-
-    A DEL frees nothing as long as the pod is alive: without this, a pod whose address was stolen would never start.
-    """
-    facts = request.facts
-    before = {claim.spec.container_id for claim in kept.values()}
-    return facts is not None and not facts.static and request.container_id not in before
 
 
 def _who(request: Request) -> str:

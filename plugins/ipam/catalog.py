@@ -17,6 +17,7 @@ from api.reservedip import ReservedIP
 from api.views import has_foreign_records
 from plugins.errors import NoPoolError
 from plugins.ipam.candidates import (
+    NO_POOL,
     Asker,
     Candidates,
     Look,
@@ -108,7 +109,7 @@ class Catalog:
         """The pools that `source` means, patterns expanded, whether or not they may serve.
 
         Waits for the pools that the controller makes for the pod's application. Raises TryAgainLaterError if they do
-        not come, InvalidConfigError, StoreError.
+        not come, NoPoolError, InvalidConfigError, StoreError.
         """
         return self._expanded(await self._names(source, facts))
 
@@ -145,7 +146,10 @@ class Catalog:
             return source.pools
         patience = min(self._settings.auto_pool_wait, 0.9 * self._settings.add_deadline)
         found = await self._automatic.find(source.subnets, facts, self._families, patience)
-        return PoolNames(*(tuple(found[family] for family in (version,) if family in found) for version in (4, 6)))
+        if not found:
+            raise NoPoolError(NO_POOL, f"{source.what} names only subnets of a family that is disabled on this node")
+        v4, v6 = found.get(4), found.get(6)
+        return PoolNames((v4,) if v4 else (), (v6,) if v6 else ())
 
     def _asker(
         self, nic: str, facts: PodFacts | None, namespace: str | None, masters: frozenset[Address] | None

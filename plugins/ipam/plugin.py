@@ -49,6 +49,7 @@ from plugins.ipam.provider import Provider
 from plugins.ipam.repair import repair
 from plugins.ipam.retained import RetainedClaims
 from plugins.ipam.settings import IpamSettings
+from plugins.ipam.takeover import TakeOvers
 from plugins.ipam.view import Views
 from store.errors import InvalidError, NotFoundError, StoreError
 from store.port import Store
@@ -83,6 +84,14 @@ class Ipam(Plugin):
         self._held = NodeClaims(store, node)
         self._writer = ClaimWriter(store, self._held, self._views, provider)
         detector = Detector(settings, self._catalog, self._views, self._writer, prober)
+        take_overs = TakeOvers(
+            node=node,
+            settings=settings,
+            catalog=self._catalog,
+            held=self._held,
+            writer=self._writer,
+            retained=RetainedClaims(store),
+        )
         self._allocator = Allocator(
             node=node,
             settings=settings,
@@ -91,7 +100,7 @@ class Ipam(Plugin):
             held=self._held,
             writer=self._writer,
             detector=detector,
-            retained=RetainedClaims(store),
+            take_overs=take_overs,
             provider=provider,
         )
         self._endpoints = EndpointWriter(store, node, settings.endpoint_queue, owners_collect=knows_pods)

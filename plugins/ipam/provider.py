@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from api.claim import Claim
+from msgspec.structs import replace
+
+from api.claim import Claim, Provided
 from api.multusconfig import MultusConfig, MultusConfigSpec
 from plugins.errors import ProviderError
+from plugins.ipam.candidates import PoolFacts
 from plugins.ipam.pods import PodFacts
 from plugins.ipam.settings import IpamSettings
 from plugins.ipam.source import network_of
@@ -79,6 +82,13 @@ def parent_link(spec: MultusConfigSpec) -> str:
     if len(vlan.master) == 1:
         return vlan.master[0]
     return vlan.bond.name if vlan.bond is not None else ""
+
+
+def to_be_provided(claim: Claim, parent_mac: str, pool: PoolFacts | None) -> Claim:
+    """The claim with what the provider must know; the same without `parent_mac`, or if it has that already."""
+    if not parent_mac or claim.spec.provided is not None or pool is None:
+        return claim
+    return replace(claim, spec=replace(claim.spec, provided=Provided(subnet=str(pool.network), parent_mac=parent_mac)))
 
 
 def _mac_of(link: str) -> str:

@@ -12,15 +12,15 @@ from daemon.upstream import upstream
 class IpamSettings:
     """Times are in seconds."""
 
-    enable_ipv4: bool = True
+    enable_ipv4: bool = field(default=True, metadata=upstream(key="enableIPv4"))
     """Give IPv4 addresses. Candidate pools of a family that is off are passed over, so that the same network
     configuration serves single-stack and dual-stack nodes."""
-    enable_ipv6: bool = True
+    enable_ipv6: bool = field(default=True, metadata=upstream(key="enableIPv6"))
     """Give IPv6 addresses."""
-    enable_ip_conflict_detection: bool = False
+    enable_ip_conflict_detection: bool = field(default=False, metadata=upstream(key="enableIPConflictDetection"))
     """Ask the network whether somebody uses an address before a pod gets it. Off as upstream: it costs each ADD the
     probe's wait."""
-    enable_gateway_detection: bool = False
+    enable_gateway_detection: bool = field(default=False, metadata=upstream(key="enableGatewayDetection"))
     """Refuse an ADD whose pool has a gateway that does not answer. Off as upstream. Turn conflict detection on with
     it: a question to the gateway names the new address as its sender, and neighbours learn from it."""
     enable_statefulset: bool = field(default=True, metadata=upstream(key="enableStatefulSet"))
@@ -39,8 +39,8 @@ class IpamSettings:
     """Namespace of the installation: where NetworkAttachmentDefinitions live that `multusName` or the annotation
     `v1.multus-cni.io/default-network` name without a namespace."""
     auto_pool_wait: float = 50.0
-    """How long an ADD waits for the controller to make or enlarge the application's pool; 25 looks with 2 s between
-    as upstream. `add_deadline` must be longer."""
+    """How long an ADD waits for the controller to make or enlarge the application's pool, as long as upstream's 25 looks
+    with 2 s between them, and at most nine tenths of `add_deadline`."""
     add_deadline: float = 55.0
     """How long one ADD, DEL or CHECK may take in all; then the runtime is asked to try again. Shorter than
     `server.add_deadline`, so that the error tells what was waited for."""
