@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from api.nad import NetworkAttachmentDefinition, NetworkSpec
 from controller import caches
 from lab.kube.cluster import NETWORKS, Cluster
 from store.errors import ConflictError, NotFoundError, NotServedError
-from tests.kube.conftest import NewCluster
+from tests.kube.conftest import running
 from tests.kube.controller_rig import API, Requests
 from tests.kube.multus_rig import World, becomes, leading, multus, until, world
 from tests.unit.test_api_netconf import SAMPLES, chain
@@ -59,6 +60,13 @@ AT_ONCE = 1.0
 """Seconds."""
 COLLECTED = 60.0
 """Seconds: Kubernetes' garbage collector looks every 30 s for kinds that it does not know yet."""
+
+
+@pytest.fixture(name="kube", scope="module")
+def a_cluster_of_its_own() -> Iterator[Cluster]:
+    """The last test takes the definition of networks away."""
+    with running() as cluster:
+        yield cluster
 
 
 @pytest.mark.upstream(
@@ -302,12 +310,9 @@ def test_the_definition_goes_with_its_configuration(kube: Cluster) -> None:
     asyncio.run(scenario())
 
 
-def test_without_the_definition_of_networks_nothing_else_stops(
-    new_kube: NewCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_definition_of_networks_nothing_else_stops(kube: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Multus is installed after the controller, and removed and installed again while it runs."""
     monkeypatch.setattr(caches, "UNSERVED_SECONDS", 0.3)
-    kube = new_kube()
     kube.kubectl("delete", "-f", NETWORKS, timeout=60)
 
     async def scenario() -> None:
