@@ -221,8 +221,8 @@ class Cutter:
         await write_ledger(self._store, subnet, {**grants, pool.metadata.name: smaller})
         if smaller.releasing:
             message = (
-                f"{', '.join(smaller.releasing.to_ranges())} was claimed while the pool was made smaller: the pod keeps "
-                "it, and nobody else gets it until then"
+                f"{', '.join(smaller.releasing.to_ranges())} was claimed while the pool was made smaller: pods keep "
+                "that, and nobody else gets it until then"
             )
             self._events.warning(pool, "ClaimedWhileShrinking", message)
         return smaller.releasing
