@@ -22,7 +22,7 @@ from api.pool import PoolStatus
 from lab.kube.cluster import Cluster
 from lab.kube.components import SERVER
 from store.port import EVERYTHING, Event, Listing, Query, Store
-from tests.kube.conftest import NewCluster, running
+from tests.kube.conftest import running
 from tests.kube.reclaim_rig import QUICK, Api, api, is_gone, leading, left, new_claim, opened, pool, stays, until
 from tests.kube.reclaim_rig import until_gone as gone
 
@@ -253,6 +253,54 @@ def test_a_stateful_set_keeps_what_its_pods_will_want_again(server: Cluster) -> 
     asyncio.run(main())
 
 
+@pytest.mark.upstream("G00003", "G00012")
+def test_every_kind_of_workload_and_all_of_them_from_one_pool(server: Cluster) -> None:
+    async def main() -> None:
+        async with leading(server) as rooms, api(server) as admin:
+            await admin.namespace("kinds")
+            await admin.node("any")
+            pods: dict[str, Any] = {
+                "metadata": {"labels": {"app": "x"}},
+                "spec": {"containers": [{"name": "c", "image": "none"}]},
+            }
+            once = {**pods, "spec": {**pods["spec"], "restartPolicy": "Never"}}
+            select = {"selector": {"matchLabels": {"app": "x"}}}
+            workloads = {
+                "apps/v1/namespaces/kinds/deployments": {"replicas": 2, **select, "template": pods},
+                "apps/v1/namespaces/kinds/replicasets": {"replicas": 2, **select, "template": pods},
+                "apps/v1/namespaces/kinds/daemonsets": {**select, "template": pods},
+                "batch/v1/namespaces/kinds/jobs": {"parallelism": 2, "template": once},
+            }
+            for path, spec in workloads.items():
+                name = path.rpartition("/")[2]
+                labels = json.loads(json.dumps(spec).replace('"app": "x"', f'"app": "{name}"'))
+                await admin.call("POST", f"/apis/{path}", {"metadata": {"name": name}, "spec": labels})
+            stateful = stateful_set("statefulsets", 2, "")
+            await admin.call("POST", "/apis/apps/v1/namespaces/kinds/statefulsets", stateful)
+            paths = {*workloads, "apps/v1/namespaces/kinds/statefulsets"}
+
+            async def all_there() -> bool:
+                kinds = {name.partition("-")[0] for name in await admin.pods("kinds")}
+                return kinds == {path.rpartition("/")[2] for path in paths}
+
+            await until(all_there)
+            claims = []
+            for name, item in (await admin.pods("kinds")).items():
+                top = Controller(api_version="apps/v1", kind="StatefulSet", name="statefulsets", uid="u")
+                is_static = name.startswith("statefulsets")
+                more: Any = {"controller": top, "static": name} if is_static else {}
+                claims.append(await held(rooms.store, "kinds", name, item["metadata"]["uid"], **more))
+            await stays(rooms.store, *claims, seconds=0.3)
+            for path in paths:
+                background = {"propagationPolicy": "Background"}
+                await admin.call("DELETE", f"/apis/{path}/{path.rpartition('/')[2]}", background)
+            await gone(rooms.store, *claims, seconds=40)
+            await admin.call("DELETE", "/api/v1/namespaces/kinds")
+            await admin.call("DELETE", "/api/v1/nodes/any")
+
+    asyncio.run(main())
+
+
 def test_an_endpoint_that_tells_of_released_addresses_goes_with_them(server: Cluster) -> None:
     async def main() -> None:
         async with leading(server) as rooms:
@@ -407,23 +455,24 @@ def test_a_leader_that_is_replaced_again_and_again_finishes_the_work(server: Clu
     asyncio.run(main())
 
 
-def test_an_api_server_that_is_killed_in_the_middle(new_kube: NewCluster) -> None:
+def test_an_api_server_that_is_killed_in_the_middle(server: Cluster) -> None:
     async def main() -> None:
-        cluster = new_kube()
-        async with opened(cluster) as store, api(cluster) as admin:
+        async with opened(server) as store, api(server) as admin:
             alive = await held(store, "default", "alive", await admin.pod("default", "alive"))
             made = [new_claim(address(), namespace="default", name=f"leak{i}", uid=f"leak-{i}") for i in range(300)]
             await asyncio.gather(*(store.create(claim) for claim in made))
-            async with leading(cluster, dataclasses.replace(QUICK, rate=150)):
+            async with leading(server, dataclasses.replace(QUICK, rate=150)):
 
                 async def begun() -> bool:
                     return len(await left(store, made)) < 280
 
                 await until(begun)
-                await asyncio.to_thread(cluster.stop, SERVER, signal.SIGKILL)
-                await asyncio.to_thread(cluster.start, SERVER)
+                await asyncio.to_thread(server.stop, SERVER, signal.SIGKILL)
+                await asyncio.to_thread(server.start, SERVER)
                 await gone(store, *made, seconds=60)
                 await stays(store, alive, seconds=0.2)
+                await admin.delete_pod("default", "alive")
+                await gone(store, alive)
 
     asyncio.run(main())
 
@@ -443,7 +492,7 @@ def stateful_set(name: str, replicas: int, node: str) -> dict[str, Any]:
             "selector": {"matchLabels": labels},
             "template": {
                 "metadata": {"labels": labels},
-                "spec": {"nodeName": node, "containers": [{"name": "c", "image": "none"}]},
+                "spec": {**({"nodeName": node} if node else {}), "containers": [{"name": "c", "image": "none"}]},
             },
         },
     }
