@@ -198,8 +198,9 @@ def select(
     results = tuple(_filter(family, named[family], asker, pools, conflicts) for family in wanted)
     empty = [result for result in results if not result.pools]
     if empty:
+        whose = f" of {nic}" if nic else ""
         told = (
-            f"all IPv{r.family} IPPools of {nic}, named by {source}, filtered out: {', '.join(r.passed_over)}"
+            f"all IPv{r.family} IPPools{whose}, named by {source}, filtered out: {', '.join(r.passed_over)}"
             for r in empty
         )
         raise NoPoolError(NO_POOL, "; ".join(told))

@@ -39,8 +39,8 @@ class IpamSettings:
     """Namespace of the installation: where NetworkAttachmentDefinitions live that `multusName` or the annotation
     `v1.multus-cni.io/default-network` name without a namespace."""
     auto_pool_wait: float = 50.0
-    """How long an ADD waits for the controller to make or enlarge the application's pool, as long as upstream's 25 looks
-    with 2 s between them, and at most nine tenths of `add_deadline`."""
+    """How long an ADD waits for the controller to make or enlarge the application's pool: upstream's 25 looks with 2 s
+    between them. At most nine tenths of `add_deadline`."""
     add_deadline: float = 55.0
     """How long one ADD, DEL or CHECK may take in all; then the runtime is asked to try again. Shorter than
     `server.add_deadline`, so that the error tells what was waited for."""

@@ -29,6 +29,7 @@ from store.sqlite import SqliteStore
 from tests.integration.ipam_rig import until
 
 DEFAULTS = IpamConfig()
+SETTINGS = IpamSettings()
 
 
 def pool(name: str, i: int, **spec: Any) -> Pool:
@@ -49,10 +50,12 @@ def pod(i: int, **labels: str) -> PodFacts:
 
 
 @asynccontextmanager
-async def catalog_of(folder: Path, pools: list[Pool]) -> AsyncIterator[tuple[Catalog, SqliteStore]]:
+async def catalog_of(
+    folder: Path, pools: list[Pool], settings: IpamSettings = SETTINGS
+) -> AsyncIterator[tuple[Catalog, SqliteStore]]:
     store = await SqliteStore.open(f"{folder}/{len(pools)}.db")
     await asyncio.gather(*(store.create(each) for each in pools))
-    catalog = Catalog(store, "node1", IpamSettings(), lambda name, facts: None, lambda family: None, knows_pods=True)
+    catalog = Catalog(store, "node1", settings, lambda name, facts: None, lambda family: None, knows_pods=True)
     task = asyncio.create_task(catalog.pools.run())
     try:
         await catalog.pools.synced()
@@ -160,6 +163,20 @@ def test_a_pod_without_pools_of_its_own_annotation_is_told_so(tmp_path: Path) ->
             named = structs.replace(facts.pod, metadata=structs.replace(facts.pod.metadata, annotations=said))
             facts = PodFacts(named, facts.namespace, facts.controller, "", {})
             with pytest.raises(NoPoolError, match=r"named by ipam.spidernet.io/ippool, filtered out: x: there is no"):
+                await catalog.select(DEFAULTS, "eth0", facts)
+
+    asyncio.run(scenario())
+
+
+def test_subnets_of_a_family_that_is_off_do_not_become_the_default_pools(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        settings = IpamSettings(enable_ipv6=False)
+        async with catalog_of(tmp_path, [pool("d", 0, default=True)], settings) as (catalog, _):
+            facts = pod(1)
+            said = {notes.SUBNET: '{"ipv6": ["s"]}'}
+            named = structs.replace(facts.pod, metadata=structs.replace(facts.pod.metadata, annotations=said))
+            facts = PodFacts(named, facts.namespace, facts.controller, "", {})
+            with pytest.raises(NoPoolError, match="a family that is disabled"):
                 await catalog.select(DEFAULTS, "eth0", facts)
 
     asyncio.run(scenario())
