@@ -22,7 +22,7 @@ from lab.kube.components import Place
 from lab.layout import Lab
 from lab.process import alive, cgroup2_root, in_netns, run, start_time
 from tests.kube.conftest import running
-from tests.kube.node_rig import workload
+from tests.kube.node_rig import settle, workload
 from tests.kube.test_server import apply, assert_gone, get
 
 NODES = {"node1", "node2"}
@@ -54,11 +54,12 @@ class TestNode:
             assert in_netns(where, partial(answer, url)) == b"ok\n"
         nodes.kubectl("scale", "deployment/web", "--replicas=5")
         assert len(ready(nodes, "deployment", "web")) == 5
-        first = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in ready(nodes, "statefulset", "db")}
+        first = {pod.name: pod for pod in settle(nodes, web=5, db=3)}
         nodes.kubectl("delete", "pod", "db-1", "--timeout=30s")
-        again = {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in ready(nodes, "statefulset", "db")}
+        again = {pod.name: pod for pod in settle(nodes, web=5, db=3)}
         assert again.keys() == first.keys()
-        assert again["db-1"] != first["db-1"]
+        assert again["db-1"].uid != first["db-1"].uid
+        assert again["db-1"].addresses == first["db-1"].addresses
         nodes.kubectl("delete", "deployment/web", "statefulset/db", "--timeout=30s")
         nodes.kubectl("wait", "--for=delete", "pod", "--all", "--timeout=60s", timeout=70)
         for name in NODES:
