@@ -73,36 +73,39 @@ async def hand_back(store: Store, configurations: Iterable[str] = ()) -> list[st
     marked = [name for name, pool in pools.items() if is_marked(pool)]
     for name in marked:
         await _record(store, name, by_pool[name])
-    workloads: dict[tuple[str, str], list[Claim]] = defaultdict(list)
-    for claim in kept if marked else ():
-        assert claim.spec.workload is not None  # noqa: S101 (else it is not recorded)
-        workloads[claim.spec.workload.namespace, claim.spec.workload.name].append(claim)
-    for key, held in workloads.items():
-        await _write_endpoint(store, key, held, pools)
+    workloads = await _write_endpoints(store, kept, {name: pools[name] for name in marked})
     for name in marked:
         await _set_mark(store, name, "")
     for claim in claims:
         meta = claim.metadata
         with suppress(NotFoundError):
             await store.delete(Claim, meta.name, uid=meta.uid, resource_version=meta.resource_version)
-    _log.info("%d addresses of %d pools are handed back, of %d workloads", len(kept), len(marked), len(workloads))
+    _log.info("%d addresses of %d pools are handed back, of %d workloads", len(kept), len(marked), workloads)
     return notes
 
 
 def endpoint_of(
     key: tuple[str, str], claims: Iterable[Claim], current: Endpoint | None, pools: Mapping[str, Pool]
 ) -> Endpoint:
-    """The endpoint that upstream needs for these claims of one workload. Pure.
+    """The endpoint that upstream needs for these claims of one workload, all of `pools`. Pure.
 
-    What the endpoint that is there says of a NIC with the same addresses stays, as it may know more.
+    What the endpoint that is there says of a NIC with the same addresses stays, as it may know more; and so does what
+    it says of addresses of other pools, whose records were upstream's all the time.
     """
     claims = list(claims)
     first = claims[0]
     nics: dict[str, list[Claim]] = defaultdict(list)
     for claim in sorted(claims, key=lambda each: (each.spec.nic, each.spec.ip_version)):
         nics[claim.spec.nic].append(claim)
-    known = {entry.interface: entry for entry in current.status.current.ips} if current and current.status else {}
-    entries = [_entry(nic, held, pools, known.get(nic)) for nic, held in nics.items()]
+    told = current.status.current if current and current.status else None
+    known = {entry.interface: entry for entry in told.ips} if told else {}
+    theirs = {}
+    if told is not None and told.uid == first.spec.pod_uid:
+        theirs = {nic: left for nic, entry in known.items() if (left := _without(entry, pools)) is not None}
+    entries = [
+        _entry(nic, nics[nic], pools, known.get(nic), theirs.get(nic)) if nic in nics else theirs[nic]
+        for nic in sorted(nics.keys() | theirs.keys())
+    ]
     workload = first.spec.workload
     controller = workload.controller if workload else None
     static = LABEL_WORKLOAD in first.metadata.labels
@@ -120,8 +123,19 @@ def endpoint_of(
     )
 
 
-def _entry(nic: str, claims: list[Claim], pools: Mapping[str, Pool], known: EndpointIP | None) -> EndpointIP:
-    entry = EndpointIP(interface=nic, vlan=0)
+def _without(entry: EndpointIP, pools: Mapping[str, Pool]) -> EndpointIP | None:
+    """The entry without addresses of these pools; None if none is left."""
+    if entry.ipv4_pool is None or entry.ipv4_pool in pools:
+        entry = replace(entry, ipv4=None, ipv4_pool=None, ipv4_gateway=None)
+    if entry.ipv6_pool is None or entry.ipv6_pool in pools:
+        entry = replace(entry, ipv6=None, ipv6_pool=None, ipv6_gateway=None)
+    return replace(entry, vlan=entry.vlan or 0) if entry.ipv4 or entry.ipv6 else None
+
+
+def _entry(
+    nic: str, claims: list[Claim], pools: Mapping[str, Pool], known: EndpointIP | None, theirs: EndpointIP | None
+) -> EndpointIP:
+    entry = theirs or EndpointIP(interface=nic, vlan=0)
     for claim in claims:
         pool = pools[claim.spec.pool]
         address = f"{claim.spec.address}/{parse_network(pool.spec.subnet).prefixlen}"
@@ -177,6 +191,17 @@ async def _record(store: Store, name: str, claims: list[Claim]) -> None:
             raise HandBackError(f"pool {name}: the records read back are not those written")
         return
     raise HandBackError(f"pool {name} keeps changing: does a controller still run?")
+
+
+async def _write_endpoints(store: Store, claims: Iterable[Claim], pools: Mapping[str, Pool]) -> int:
+    """Write the endpoints of all workloads with claims of these pools; how many they are."""
+    workloads: dict[tuple[str, str], list[Claim]] = defaultdict(list)
+    for claim in claims:
+        if claim.spec.pool in pools and claim.spec.workload is not None:
+            workloads[claim.spec.workload.namespace, claim.spec.workload.name].append(claim)
+    for key, held in workloads.items():
+        await _write_endpoint(store, key, held, pools)
+    return len(workloads)
 
 
 async def _write_endpoint(store: Store, key: tuple[str, str], claims: list[Claim], pools: Mapping[str, Pool]) -> None:
