@@ -265,6 +265,19 @@ async def yes(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
+@pytest.mark.upstream("E00007")
+def test_a_very_long_manifest(world: World) -> None:
+    async def scenario() -> None:
+        async with ipam_of(world) as (ipam, _, pools):
+            await seen(ipam, await pools.add("last"))
+            listed = [f"spt-absent-{'x' * 200}-{i}" for i in range(400)]
+            said = {notes.IPPOOL: {"ipv4": [*listed, pools.name("last")]}, "example.com/long": "x" * 100_000}
+            pod = world.pod("long", node=world.nodes[0], said=said)
+            assert await pools.of(await ipam.add(pod.call())) == ["last"]
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.upstream("A00003")
 def test_a_malformed_annotation_keeps_the_pod_from_starting(world: World) -> None:
     async def scenario() -> None:
@@ -325,9 +338,9 @@ def test_the_pod_that_is_meant_or_none(world: World) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.upstream("E00002", "E00005", "E00006")
-def test_claims_tell_the_top_controller(world: World) -> None:
-    """By controllers that make pods of their own: Deployment, ReplicaSet, Job, CronJob."""
+@pytest.mark.upstream("E00001", "E00002", "E00004", "E00005", "E00006")
+def test_pods_of_every_controller_get_addresses_and_claims_tell_which(world: World) -> None:
+    """By controllers that make pods of their own: Deployment, ReplicaSet, DaemonSet, Job, CronJob."""
     template: dict[str, Any] = {
         "metadata": {"labels": {"app": "owned"}},
         "spec": {"containers": [{"name": "c", "image": "lab.invalid/none"}], "restartPolicy": "Always"},
@@ -336,6 +349,7 @@ def test_claims_tell_the_top_controller(world: World) -> None:
     once = {"template": {"spec": {**template["spec"], "restartPolicy": "Never"}}}
     world.make("apps/v1", "Deployment", "deploy", spec={"replicas": 1, "selector": select_, "template": template})
     world.make("apps/v1", "ReplicaSet", "alone", spec={"replicas": 1, "selector": select_, "template": template})
+    world.make("apps/v1", "DaemonSet", "each", spec={"selector": select_, "template": template})
     world.make("batch/v1", "Job", "once", spec=once)
     cron = world.make(
         "batch/v1", "CronJob", "often", spec={"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": {"spec": once}}
@@ -347,17 +361,18 @@ def test_claims_tell_the_top_controller(world: World) -> None:
         found = {}
         for item in items:
             for owner in item["metadata"].get("ownerReferences", []):
-                key = owner["name"] if owner["kind"] == "Job" or owner["name"] == "alone" else "deploy"
+                key = owner["name"] if owner["name"] in ("once", "often-1", "alone", "each") else "deploy"
                 found[key] = PodOf(world.namespace, item["metadata"]["name"], item["metadata"]["uid"])
         return found
 
     async def scenario() -> None:
         async with ipam_of(world) as (ipam, store, pools):
             await pools.add("v4", default=True, count=8)
+            await pools.add("v6", default=True, count=8, family=6)
             await seen(ipam, *pools.made)
-            await until(lambda: yes(lambda: {"deploy", "alone", "once", "often-1"} <= pods().keys()), 30)
+            await until(lambda: yes(lambda: {"deploy", "alone", "each", "once", "often-1"} <= pods().keys()), 30)
             for name, pod in pods().items():
-                await ipam.add(pod.call())
+                assert await pools.of(await ipam.add(pod.call())) == ["v4", "v6"]
                 claim = next(c for c in await claims_of(store, pools) if c.spec.pod_uid == pod.uid)
                 assert claim.spec.workload is not None
                 top = claim.spec.workload.controller
@@ -365,6 +380,7 @@ def test_claims_tell_the_top_controller(world: World) -> None:
                 expected = {
                     "deploy": ("apps/v1", "Deployment", "deploy"),
                     "alone": ("apps/v1", "ReplicaSet", "alone"),
+                    "each": ("apps/v1", "DaemonSet", "each"),
                     "once": ("batch/v1", "Job", "once"),
                     "often-1": ("batch/v1", "CronJob", "often"),
                 }[name]
@@ -421,7 +437,7 @@ class Auto:
         return await self._pools.add(short, count=count_, labels=labels, pod_affinity=pod_affinity)
 
 
-@pytest.mark.upstream("I00003", "I00012")
+@pytest.mark.upstream("E00010")
 def test_an_add_waits_for_the_pool_that_the_controller_makes(world: World) -> None:
     said = {notes.SUBNET: {"ipv4": ["subnet-v4"]}, notes.IP_NUMBER: "+1"}
 
