@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from controller.adoption.adopt import AdoptionRoom
+from controller.adoption.decide import Switches
 from controller.coordinator.room import CoordinatorRoom
 from controller.multus.room import MultusRoom
 from controller.reclaim.reclaim import Reclaim
@@ -17,6 +19,9 @@ def build(desk: Desk, settings: Settings) -> dict[str, Room]:
         "reclaim": Reclaim(desk, settings.reclaim),
         "pool-status": PoolStatusRoom(desk, settings.status),
     }
+    if settings.adoption.enabled:
+        kept = Switches(settings.reclaim.stateful_sets, settings.reclaim.virtual_machines)
+        rooms["adoption"] = AdoptionRoom(desk, settings.adoption, kept)
     if settings.subnets.enabled:
         rooms["subnets"] = Subnets(desk, settings.subnets)
     if settings.multus.enabled:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from api.ranges import Family
 from controller.admission.configurations import Address
 from controller.admission.rules import Features
+from controller.adoption.settings import AdoptionSettings
 from controller.certificates.plan import Policy
 from controller.coordinator.settings import CoordinatorStatusSettings
 from controller.election import LeaderSettings
@@ -186,6 +187,7 @@ class Settings:
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     reclaim: ReclaimSettings = field(default_factory=ReclaimSettings)
     status: StatusSettings = field(default_factory=StatusSettings)
+    adoption: AdoptionSettings = field(default_factory=AdoptionSettings)
     subnets: SubnetSettings = field(default_factory=SubnetSettings)
     multus: MultusSettings = field(default_factory=MultusSettings)
     injection: InjectionSettings = field(default_factory=InjectionSettings)

@@ -199,8 +199,6 @@ class AdoptionRoom:
 
     async def run(self) -> None:
         """Adopt until cancelled."""
-        if not self._settings.enabled:
-            await asyncio.Event().wait()
         await self._pools.informer.synced()
         self._queue = WorkQueue("adoption", self._pass, workers=1)
         stop: Callable[[], None] = self._pools.listen(self._changed)
