@@ -83,7 +83,8 @@ class Requests:
         """Delete it, finalizers notwithstanding, and wait until it is gone."""
         path = f"{API}/{plural}/{name}"
         self("DELETE", path)
-        self.merge(plural, name, {"metadata": {"finalizers": None}})
+        status, answer = self.merge(plural, name, {"metadata": {"finalizers": None}})
+        assert status in (200, 404), answer
         eventually(10, lambda: self("GET", path)[0] == 404, f"{path} is gone")
 
 
