@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_interface
 from random import Random
@@ -27,7 +27,6 @@ from plugins.errors import (
     InvalidConfigError,
     NoPoolError,
     NotAvailableError,
-    ProviderError,
     TryAgainLaterError,
 )
 from plugins.ipam import metrics
@@ -36,14 +35,15 @@ from plugins.ipam.answer import Given
 from plugins.ipam.candidates import PoolFacts
 from plugins.ipam.catalog import Catalog
 from plugins.ipam.claims import ClaimWriter
-from plugins.ipam.concurrency import Key, KeyLocks, container_key, pod_key, together
+from plugins.ipam.concurrency import KeyLocks, container_key, pod_key, together
 from plugins.ipam.config import network_name, parse_config, parse_request
 from plugins.ipam.detection import Detector
 from plugins.ipam.endpoints import EndpointWriter
 from plugins.ipam.fate import Fates
-from plugins.ipam.held import NodeClaims, belongs, is_retained, partial, set_key
+from plugins.ipam.held import NodeClaims, belongs, set_key
+from plugins.ipam.housekeeping import Housekeeping, keys_of
 from plugins.ipam.identity import last_nic, of_pod
-from plugins.ipam.nic import addresses_of, namespace_lives
+from plugins.ipam.nic import addresses_of
 from plugins.ipam.pods import NoPods, PodSource
 from plugins.ipam.provider import Provider
 from plugins.ipam.repair import repair
@@ -55,9 +55,6 @@ from store.errors import InvalidError, NotFoundError, StoreError
 from store.port import Store
 
 log = logging.getLogger(__name__)
-
-_HOUSEKEEPING = 30.0
-"""Seconds between two rounds of housekeeping at most; a quarter of the partial sets' grace if that is less."""
 
 
 class Ipam(Plugin):
@@ -106,7 +103,14 @@ class Ipam(Plugin):
         self._endpoints = EndpointWriter(store, node, settings.endpoint_queue, owners_collect=knows_pods)
         self._locks = KeyLocks()
         self._group: asyncio.TaskGroup | None = None
-        self._partial_since: dict[tuple[tuple[str, str], ...], float] = {}
+        self._house = Housekeeping(
+            settings=settings,
+            views=self._views,
+            held=self._held,
+            writer=self._writer,
+            allocator=self._allocator,
+            locks=self._locks,
+        )
 
     async def run(self) -> None:
         """Keep the caches and do the background work until cancelled."""
@@ -118,7 +122,7 @@ class Ipam(Plugin):
                 group.create_task(self._pods.run())
                 group.create_task(self._endpoints.run())
                 group.create_task(self._repair_endpoints())
-                group.create_task(self._keep_house())
+                group.create_task(self._house.run())
         finally:
             self._group = None
 
@@ -128,6 +132,11 @@ class Ipam(Plugin):
             for informer in (self._catalog.pools, self._catalog.reserved_ips, self._held.informer):
                 await informer.synced()
             await self._pods.ready()
+
+    async def _repair_endpoints(self) -> None:
+        """Once, write the endpoints that were left unwritten when the agent ended."""
+        await self.ready(math.inf)
+        await repair(self._store, self._endpoints, self._held.sets, self._catalog.get)
 
     # The commands
 
@@ -234,10 +243,10 @@ class Ipam(Plugin):
                 for claim in claims
                 if claim.spec.network == network
                 and (claim.spec.container_id, claim.spec.nic) not in valid
-                and not any(self._locks.busy(key) for key in _keys(claim))
+                and not any(self._locks.busy(key) for key in keys_of(claim))
             ]
             # Nobody holds these locks, so they are taken at once: no ADD comes between the judgement and the deletion.
-            async with self._locks.hold(*(key for claim in stale for key in _keys(claim))):
+            async with self._locks.hold(*(key for claim in stale for key in keys_of(claim))):
                 await self._release_all(stale)
 
     # What they consist of
@@ -298,69 +307,7 @@ class Ipam(Plugin):
 
         await together(release(claim) for claim in unneeded)
 
-    # Background
-
-    async def _keep_house(self) -> None:
-        while True:
-            await asyncio.sleep(min(_HOUSEKEEPING, self._settings.partial_grace / 4))
-            self._views.close_idle(asyncio.get_running_loop().time() - self._settings.view_idle)
-            try:
-                await self._delete_leftovers()
-                await self._collect_partial_sets()
-            except (StoreError, ProviderError) as error:
-                log.warning("housekeeping is put off: %s", error)
-            metrics.leftovers.set(len(self._allocator.leftovers))
-
-    async def _delete_leftovers(self) -> None:
-        for claim in list(self._allocator.leftovers.values()):
-            async with self._locks.hold(*_keys(claim)):
-                if claim.metadata.name in self._allocator.leftovers:
-                    await self._allocator.discard(claim)
-
-    async def _collect_partial_sets(self) -> None:
-        """Release sets that a crash left incomplete and that nobody has completed for the grace time.
-
-        The time runs from when this agent first saw the very claims, by the monotonic clock: a wrong wall clock
-        frees nothing. As long as the sandbox is there, its address may be in use (somebody may have deleted the other
-        claim by hand), and the runtime's DEL is still to come.
-        """
-        now = asyncio.get_running_loop().time()
-        found: dict[tuple[tuple[str, str], ...], list[Claim]] = {}
-        for claims in self._held.sets().values():
-            if any(map(is_retained, claims)):
-                continue  # they wait for the workload's next pod, or for its end
-            if partial(claims) and not any(namespace_lives(c.spec.netns, c.spec.netns_inode) for c in claims):
-                found[tuple((c.metadata.uid, c.metadata.resource_version) for c in claims)] = claims
-        self._partial_since = {key: self._partial_since.get(key, now) for key in found}
-        for key, claims in found.items():
-            locks = [key for claim in claims for key in _keys(claim)]
-            if now - self._partial_since[key] < self._settings.partial_grace or any(map(self._locks.busy, locks)):
-                continue
-            async with self._locks.hold(*locks):
-                freed = [
-                    ip_address(claim.spec.address)
-                    for claim in claims
-                    if await self._writer.free(
-                        claim, _unchanged(claim.metadata.resource_version), metrics.release_conflicts
-                    )
-                ]
-            if freed:
-                metrics.partial_sets.inc()
-                log.warning("collected an incomplete set of claims: %s", _list(freed))
-
-    async def _repair_endpoints(self) -> None:
-        """Once, write the endpoints that were left unwritten when the agent ended."""
-        await self.ready(math.inf)
-        while True:
-            try:
-                number = await repair(self._store, self._endpoints, self._held.sets().values(), self._catalog.get)
-            except StoreError as error:
-                log.warning("endpoints are not compared with claims yet: %s", error)
-                await asyncio.sleep(_HOUSEKEEPING)
-                continue
-            if number:
-                log.info("endpoints that differed from claims, and are written anew: %d", number)
-            return
+    # Errors and caches
 
     @contextmanager
     def _foreign_errors(self, command: str) -> Iterator[None]:
@@ -397,14 +344,6 @@ class Ipam(Plugin):
             facts = self._catalog.get(name)
             if facts is not None and facts.family == family:
                 self._views.rebase(facts)
-
-
-def _keys(claim: Claim) -> tuple[Key, Key]:
-    return container_key(claim.spec.container_id, claim.spec.nic), pod_key(*set_key(claim))
-
-
-def _unchanged(version: str) -> Callable[[Claim], bool]:
-    return lambda claim: claim.metadata.resource_version == version
 
 
 _ALLOCATION_FAILURES = (

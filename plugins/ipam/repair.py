@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from api.claim import Claim
 from api.endpoint import Endpoint, EndpointIP
 from plugins.errors import NoPoolError
 from plugins.ipam.answer import PoolOf, result_of
 from plugins.ipam.endpoints import EndpointWriter, Key, key_of, subject_of, uid_of
-from plugins.ipam.held import by_family, is_retained
-from store.errors import NotFoundError
+from plugins.ipam.held import SetKey, by_family, is_retained
+from store.errors import NotFoundError, StoreError
 from store.port import Store
 
+log = logging.getLogger(__name__)
 
-async def repair(store: Store, writer: EndpointWriter, sets: Iterable[list[Claim]], pool_of: PoolOf) -> int:
-    """Have the endpoints written that do not tell what the sets of claims say; how many. Raises StoreError.
+_PAUSE = 30.0
+"""Seconds until the store is asked again."""
+
+
+async def repair(
+    store: Store, writer: EndpointWriter, sets: Callable[[], Mapping[SetKey, list[Claim]]], pool_of: PoolOf
+) -> None:
+    """Have the endpoints written that do not tell what the sets of claims say; tried again until the store answers.
 
     What claims do not say is lost for such an endpoint: the pod's own routes, and whether a default route was left
     out. One read for each pod of the node, one after the other: nobody waits for it.
     """
+    while True:
+        try:
+            number = await _compare(store, writer, sets().values(), pool_of)
+        except StoreError as error:
+            log.warning("endpoints are not compared with claims yet: %s", error)
+            await asyncio.sleep(_PAUSE)
+            continue
+        if number:
+            log.info("endpoints that differed from claims, and are written anew: %d", number)
+        return
+
+
+async def _compare(store: Store, writer: EndpointWriter, sets: Iterable[list[Claim]], pool_of: PoolOf) -> int:
     pods: defaultdict[Key, list[list[Claim]]] = defaultdict(list)
     for claims in sets:
         if all(key_of(claims[0])):

@@ -246,8 +246,8 @@ def test_a_retry_adopts_a_leftover_and_nobody_deletes_it_then(tmp_path: Path) ->
             store.before.clear()
             result = await ipam.add(call("a", **DUAL))
             assert addresses(result)[0] == "10.6.0.10"
-            await ipam._delete_leftovers()
-            await ipam._collect_partial_sets()
+            await ipam._house.delete_leftovers()
+            await ipam._house.collect_partial_sets()
             assert set(await claims(store)) == set(addresses(result))
 
     asyncio.run(main())

@@ -1,0 +1,109 @@
+"""What IPAM tidies up in the background: claims that a failed ADD could not delete, sets that a crash left partial."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from ipaddress import ip_address
+
+from api.claim import Claim
+from plugins.errors import ProviderError
+from plugins.ipam import metrics
+from plugins.ipam.allocation import Allocator
+from plugins.ipam.claims import ClaimWriter
+from plugins.ipam.concurrency import Key, KeyLocks, container_key, pod_key
+from plugins.ipam.held import NodeClaims, is_retained, partial, set_key
+from plugins.ipam.nic import namespace_lives
+from plugins.ipam.settings import IpamSettings
+from plugins.ipam.view import Views
+from store.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+_INTERVAL = 30.0
+"""Seconds between two rounds at most; a quarter of the partial sets' grace if that is less."""
+
+
+class Housekeeping:
+    """Tidies up for one node."""
+
+    def __init__(
+        self,
+        *,
+        settings: IpamSettings,
+        views: Views,
+        held: NodeClaims,
+        writer: ClaimWriter,
+        allocator: Allocator,
+        locks: KeyLocks,
+    ) -> None:
+        self._settings = settings
+        self._views = views
+        self._held = held
+        self._writer = writer
+        self._allocator = allocator
+        self._locks = locks
+        self._partial_since: dict[tuple[tuple[str, str], ...], float] = {}
+
+    async def run(self) -> None:
+        """Tidy up until cancelled."""
+        while True:
+            await asyncio.sleep(min(_INTERVAL, self._settings.partial_grace / 4))
+            self._views.close_idle(asyncio.get_running_loop().time() - self._settings.view_idle)
+            for work in (self.delete_leftovers, self.collect_partial_sets):
+                try:
+                    await work()
+                except (StoreError, ProviderError) as error:
+                    log.warning("housekeeping is put off: %s", error)
+            metrics.leftovers.set(len(self._allocator.leftovers))
+
+    async def delete_leftovers(self) -> None:
+        """Delete the claims that failed ADDs could not delete. Raises StoreError, ProviderError."""
+        for claim in list(self._allocator.leftovers.values()):
+            async with self._locks.hold(*keys_of(claim)):
+                if claim.metadata.name in self._allocator.leftovers:
+                    await self._allocator.discard(claim)
+
+    async def collect_partial_sets(self) -> None:
+        """Release sets that a crash left incomplete and that nobody has completed for the grace time.
+
+        The time runs from when this agent first saw the very claims, by the monotonic clock: a wrong wall clock
+        frees nothing. As long as the sandbox is there, its address may be in use (somebody may have deleted the other
+        claim by hand), and the runtime's DEL is still to come. What a static workload retains waits for its next pod,
+        or for its end. Raises StoreError, ProviderError.
+        """
+        now = asyncio.get_running_loop().time()
+        found: dict[tuple[tuple[str, str], ...], list[Claim]] = {}
+        for claims in self._held.sets().values():
+            if partial(claims) and not any(is_retained(c) or _sandbox_lives(c) for c in claims):
+                found[tuple((c.metadata.uid, c.metadata.resource_version) for c in claims)] = claims
+        self._partial_since = {key: self._partial_since.get(key, now) for key in found}
+        for key, claims in found.items():
+            locks = [key for claim in claims for key in keys_of(claim)]
+            if now - self._partial_since[key] < self._settings.partial_grace or any(map(self._locks.busy, locks)):
+                continue
+            async with self._locks.hold(*locks):
+                freed = [
+                    ip_address(claim.spec.address)
+                    for claim in claims
+                    if await self._writer.free(
+                        claim, _unchanged(claim.metadata.resource_version), metrics.release_conflicts
+                    )
+                ]
+            if freed:
+                metrics.partial_sets.inc()
+                log.warning("collected an incomplete set of claims: %s", ", ".join(sorted(map(str, freed))))
+
+
+def keys_of(claim: Claim) -> tuple[Key, Key]:
+    """The locks that a call for the claim's NIC holds."""
+    return container_key(claim.spec.container_id, claim.spec.nic), pod_key(*set_key(claim))
+
+
+def _sandbox_lives(claim: Claim) -> bool:
+    return namespace_lives(claim.spec.netns, claim.spec.netns_inode)
+
+
+def _unchanged(version: str) -> Callable[[Claim], bool]:
+    return lambda claim: claim.metadata.resource_version == version
