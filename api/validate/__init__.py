@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from typing import cast
 
 from api.claim import Claim
+from api.coordinator import Coordinator
 from api.meta import R, Resource
+from api.multusconfig import MultusConfig
 from api.pool import Pool
 from api.ranges import Family
 from api.reservedip import ReservedIP
 from api.service import EndpointSlice, Service
 from api.subnet import Subnet
 from api.validate.claim import created_claim_errors, default_claim, updated_claim_errors
+from api.validate.coordinator import coordinator_errors, default_coordinator
 from api.validate.fields import FieldError
+from api.validate.multusconfig import created_multus_config_errors, updated_multus_config_errors
+from api.validate.multusdefaults import default_multus_config
 from api.validate.pool import created_pool_errors, default_pool, updated_pool_errors
 from api.validate.ranges import BOTH
 from api.validate.reservedip import created_reserved_ip_errors, default_reserved_ip, updated_reserved_ip_errors
@@ -52,6 +57,10 @@ def defaulted(resource: R) -> R:
             result = default_reserved_ip(resource)
         case Claim():
             result = default_claim(resource)
+        case Coordinator():
+            result = default_coordinator(resource)
+        case MultusConfig():
+            result = default_multus_config(resource)
     return cast(R, result)
 
 
@@ -70,6 +79,8 @@ def _created_errors(new: Resource, around: Surroundings) -> list[FieldError]:
             return created_reserved_ip_errors(new, families=around.families)
         case Claim():
             return created_claim_errors(new)
+        case MultusConfig():
+            return created_multus_config_errors(new)
     return _stateless_errors(new)
 
 
@@ -83,12 +94,16 @@ def _updated_errors(old: Resource, new: Resource, around: Surroundings) -> list[
             return updated_reserved_ip_errors(old, new, families=around.families)
         case Claim(), Claim():
             return updated_claim_errors(old, new)
+        case MultusConfig(), MultusConfig():
+            return updated_multus_config_errors(old, new)
     return _stateless_errors(new)
 
 
 def _stateless_errors(new: Resource) -> list[FieldError]:
     """Kinds whose rules do not depend on what was there."""
     match new:
+        case Coordinator():
+            return coordinator_errors(new)
         case Service():
             return list(service_errors(new))
         case EndpointSlice():

@@ -9,10 +9,12 @@ import pytest
 import yaml
 from msgspec.structs import replace
 
+from api.coordinator import Coordinator
 from api.manifest import parse
 from api.meta import ObjectMeta, OwnerReference, encode
 from api.multusconfig import MultusConfig
 from api.nad import NetworkAttachmentDefinition
+from api.validate import Surroundings, defaulted, errors
 from api.validate.multusconfig import created_multus_config_errors, updated_multus_config_errors
 from api.validate.multusdefaults import default_multus_config
 
@@ -398,9 +400,10 @@ def test_a_foreign_owner_refuses_a_living_definition_only() -> None:
     assert text in refusal(config, network("other"))
     assert refusal(config, network("net")) == ""
     assert refusal(config, network("other", kind="Deployment")) == ""
-    gone = network("other")
-    gone = replace(gone, metadata=msgspec.convert({"deletionTimestamp": "2030-01-01T00:00:00Z"}, ObjectMeta))
-    assert refusal(config, gone) == ""
+    going = network("other")
+    times = msgspec.convert({"deletionTimestamp": "2030-01-01T00:00:00Z"}, ObjectMeta)
+    going = replace(going, metadata=replace(going.metadata, deletion_timestamp=times.deletion_timestamp))
+    assert refusal(config, going) == ""
 
 
 @pytest.mark.upstream("M00010")
@@ -426,3 +429,13 @@ def test_deep_and_odd_json_is_refused_and_no_more() -> None:
     deep = "[" * 100_000
     assert "isn't a valid JSON" in refusal(stored({"customCNI": deep}))
     assert len(refusal(unchecked(OK | {"chainCNIJsonData": [deep]}))) < 1000
+
+
+def test_admission_chooses_by_kind() -> None:
+    raw = msgspec.convert(manifest({"cniType": "macvlan"}), MultusConfig)
+    assert defaulted(raw) == stored({"cniType": "macvlan"})
+    (error,) = errors(defaulted(raw), None, Surroundings())
+    assert error.path == "spec.macvlanConfig"
+    assert [e.path for e in errors(defaulted(raw), stored(OK), Surroundings())] == ["spec.macvlanConfig"]
+    coordinator = defaulted(msgspec.convert({"metadata": {"name": "default"}}, Coordinator))
+    assert [e.path for e in errors(coordinator, None, Surroundings())] == ["spec.podCIDRType"]
