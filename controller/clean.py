@@ -48,21 +48,15 @@ async def clean(store: Store, *, validating: str, mutating: str, namespace: str 
     `validating` and `mutating` are names of our webhook configurations, which go first: without them nobody asks for
     admission that nobody gives. `job` is the name of the initialising Job in `namespace`; empty: there is none.
     """
-    problems: list[str] = []
-
-    async def attempt(what: str, work: Awaitable[Any]) -> Any:
-        try:
-            return await work
-        except NotFoundError:
-            return None
-        except StoreError as error:
-            problems.append(f"{what}: {error}")
-            return None
-
+    attempt = _Attempts()
     for names in (((validating,), (mutating,)), *(((name,), (name,)) for name in _SRIOV_WEBHOOKS)):
         present = [tuple(filter(None, each)) for each in names]
         await attempt(f"webhook configurations {names}", remove_webhooks(store, *present))
+    definitions = await attempt("customresourcedefinitions", store.list(Definition))
+    defined = {each.metadata.name: each for each in definitions.items} if definitions is not None else {}
     for kind in OWN:
+        if f"{kind.TYPE.plural}.{GROUP}" not in defined:
+            continue
         listing = await attempt(kind.TYPE.plural, store.list(kind))
         gate = asyncio.Semaphore(_AT_A_TIME)
 
@@ -74,18 +68,37 @@ async def clean(store: Store, *, validating: str, mutating: str, namespace: str 
         if listing is not None:
             await asyncio.gather(*(one(item) for item in listing.items))
             _log.info("%d %s are removed", len(listing.items), kind.TYPE.plural)
-    definitions = await attempt("customresourcedefinitions", store.list(Definition))
-    for definition in definitions.items if definitions is not None else ():
-        name = definition.metadata.name
+    for name, definition in defined.items():
         if definition.spec.group in (GROUP, SRIOV_GROUP) and name != _KEPT:
             await attempt(f"CustomResourceDefinition {name}", store.delete(Definition, name))
     if job and namespace:
-        await attempt(f"Job {namespace}/{job}", store.delete(Job, job, namespace))
-        # Deleting a Job this way leaves its pods (the default of batch/v1's own API).
-        pods = await attempt("pods", store.list(Pod, Query(namespace=namespace, labels={"job-name": job})))
-        for pod in pods.items if pods is not None else ():
-            await attempt(f"Pod {namespace}/{pod.metadata.name}", store.delete(Pod, pod.metadata.name, namespace))
-    return problems
+        await _remove_job(store, attempt, namespace, job)
+    return attempt.problems
+
+
+class _Attempts:
+    """Goes on when something fails, and remembers it."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    async def __call__(self, what: str, work: Awaitable[Any]) -> Any:
+        """The result, or None."""
+        try:
+            return await work
+        except NotFoundError:
+            return None
+        except StoreError as error:
+            self.problems.append(f"{what}: {error}")
+            return None
+
+
+async def _remove_job(store: Store, attempt: _Attempts, namespace: str, job: str) -> None:
+    """The Job and its pods, which its deletion leaves (the default of batch/v1's own API)."""
+    await attempt(f"Job {namespace}/{job}", store.delete(Job, job, namespace))
+    pods = await attempt("pods", store.list(Pod, Query(namespace=namespace, labels={"job-name": job})))
+    for pod in pods.items if pods is not None else ():
+        await attempt(f"Pod {namespace}/{pod.metadata.name}", store.delete(Pod, pod.metadata.name, namespace))
 
 
 async def _remove(store: Store, item: Resource) -> None:
