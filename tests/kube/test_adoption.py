@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +37,7 @@ from store.kube_settings import KubeSettings
 from store.port import Store
 from tests.kube.store_rig import empty
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 NS = "adopt"
 UPSTREAM = {"app.kubernetes.io/component": "spiderpool-agent", "app.kubernetes.io/name": "spiderpool"}
 OURS = UPSTREAM | {"spiderpool.spidernet.io/records": "claims"}
@@ -446,11 +449,22 @@ def test_not_back_while_something_of_ours_runs(site: Site) -> None:
     asyncio.run(back())
 
 
-def test_the_command_line(site: Site) -> None:
-    """`spiderpool-controller hand-back`, as docs/upgrade.md has it."""
+def documented() -> list[list[str]]:
+    """The commands in docs/upgrade.md, in order."""
+    with open(os.path.join(ROOT, "docs/upgrade.md"), encoding="utf-8") as file:
+        blocks = re.findall(r"```sh\n(.*?)```", file.read(), re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.splitlines()]
+
+
+def test_the_documented_way(site: Site) -> None:
+    """docs/upgrade.md, there and back, by its own commands."""
     live = site.pod("web")
     site.pool("p1", 1, {"10": ("web", live)})
+    look, back = documented()
+    assert (look[0], back) == ("kubectl", ["spiderpool-controller", "hand-back"])
+    assert site.cluster.kubectl(*look[1:]).split() == ["NAME", "CLAIMS", "p1", "<none>"]
     assert adopted(site.cluster)[0]
+    assert site.cluster.kubectl(*look[1:]).split() == ["NAME", "CLAIMS", "p1", "authoritative"]
     name = "adoption-test"
     webhook = {
         "apiVersion": "admissionregistration.k8s.io/v1",
@@ -481,12 +495,12 @@ def test_the_command_line(site: Site) -> None:
             f"--webhook-configuration={name}",
         ]
         result = subprocess.run(
-            [sys.executable, "-m", "controller", "hand-back", *flags],
+            [sys.executable, "-m", "controller", *back[1:], *flags],
             capture_output=True,
             text=True,
             check=False,
             timeout=60,
-            cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+            cwd=ROOT,
         )
         assert result.returncode == 0, result.stderr
         assert has_foreign_records(read_pool(site.cluster, "p1"))
