@@ -17,6 +17,8 @@ from api.nad import NetworkAttachmentDefinition, NetworkSpec
 from controller import caches
 from lab.kube.cluster import NETWORKS, Cluster
 from store.errors import ConflictError, NotFoundError, NotServedError
+from store.kube import KubeStore
+from store.kube_settings import KubeSettings
 from tests.kube.conftest import running
 from tests.kube.controller_rig import API, Requests
 from tests.kube.multus_rig import World, becomes, leading, multus, until, world
@@ -294,6 +296,32 @@ def test_a_new_leader_finds_everything(kube: Cluster) -> None:
             await it.store.delete(NetworkAttachmentDefinition, "net", it.namespace)
             async with leading(it.store, multus):
                 await until(lambda: it.network("net"), AT_ONCE)
+
+    asyncio.run(scenario())
+
+
+def test_a_kind_that_may_not_be_listed_is_looked_for_again(kube: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights come after the controller, as its new role does in an upgrade."""
+    monkeypatch.setattr(caches, "UNSERVED_SECONDS", 0.2)
+
+    async def scenario() -> None:
+        store = await KubeStore.open(KubeSettings(kubeconfig=kube.kubeconfig("stranger")))
+        kept = caches.Caches(store)
+        networks = kept.optional(NetworkAttachmentDefinition)
+        task = asyncio.create_task(kept.run())
+        try:
+            async with asyncio.timeout(10):
+                await kept.synced()
+                assert not networks.served
+                kube.kubectl(
+                    "create", "clusterrolebinding", "stranger", "--clusterrole=cluster-admin", "--user=stranger"
+                )
+                await networks.informer.synced()
+            assert not task.done()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await store.close()
 
     asyncio.run(scenario())
 
