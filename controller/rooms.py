@@ -16,7 +16,7 @@ from controller.subnets.room import Subnets
 def build(desk: Desk, settings: Settings) -> dict[str, Room]:
     """Every duty of the leader by name. Each asks for its caches when it is built."""
     rooms: dict[str, Room] = {
-        "reclaim": Reclaim(desk, settings.reclaim),
+        "reclaim": Reclaim(desk, settings.reclaim, settings.provider),
         "pool-status": PoolStatusRoom(desk, settings.status),
     }
     if settings.adoption.enabled:

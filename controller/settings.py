@@ -30,6 +30,7 @@ from daemon.limits import at_least
 from daemon.settings import HealthSettings, LogSettings
 from daemon.sources import Sources
 from daemon.upstream import upstream
+from store.provider import ProviderSettings
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,7 @@ class Settings:
     tls: TlsSettings = field(default_factory=TlsSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     reclaim: ReclaimSettings = field(default_factory=ReclaimSettings)
+    provider: ProviderSettings = field(default_factory=ProviderSettings)
     status: StatusSettings = field(default_factory=StatusSettings)
     adoption: AdoptionSettings = field(default_factory=AdoptionSettings)
     subnets: SubnetSettings = field(default_factory=SubnetSettings)

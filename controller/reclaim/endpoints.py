@@ -102,8 +102,14 @@ class Endpoints:
             self._queue.add(_key(new))
 
     async def _settle(self, key: tuple[str, str]) -> float | None:
-        namespace, name = key
-        orphan_of = self._orphans.pop(key, None)
+        again = await self._look(*key)
+        if again is None:
+            self._orphans.pop(key, None)
+        return again
+
+    async def _look(self, namespace: str, name: str) -> float | None:
+        """Remove the endpoint if it should not be there; in how many seconds to look again, if at all."""
+        orphan_of = self._orphans.get((namespace, name))
         try:
             endpoint = await self._store.get(Endpoint, name, namespace)
         except NotFoundError:

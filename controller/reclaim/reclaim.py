@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
 from api.apps import StatefulSet, VirtualMachineInstance, controller_of
@@ -21,13 +21,14 @@ from api.meta import Resource
 from api.reclaim import Action, Verdict, is_static, judge
 from controller.reclaim.endpoints import Endpoints
 from controller.reclaim.index import Index, holder_of
-from controller.reclaim.releases import Doomed, Provider, Releaser
+from controller.reclaim.releases import Doomed, Releaser
 from controller.reclaim.settings import ReclaimSettings
 from controller.reclaim.suspects import Suspects
 from controller.reclaim.witnesses import Fresh, Remembered, Watched
 from controller.room import Desk
 from controller.work import WorkQueue
 from store.errors import ConflictError, StoreError
+from store.provider import ProviderClient, ProviderSettings
 
 _log = logging.getLogger(__name__)
 
@@ -36,16 +37,20 @@ _BATCH = 5000
 _SLICE = 500
 """Claims that a scan looks at before others get a turn."""
 
+NO_PROVIDER = ProviderSettings()
+"""No infrastructure provider is to be told."""
+
 
 class Reclaim:
     """The room; `run` is the leader's."""
 
-    def __init__(self, desk: Desk, settings: ReclaimSettings, provider: Provider | None = None) -> None:
+    def __init__(self, desk: Desk, settings: ReclaimSettings, provider: ProviderSettings = NO_PROVIDER) -> None:
         self._store = desk.store
         self._settings = settings
         self._switches = settings.switches()
         self._watched = Watched(desk.caches)
-        self._releaser = Releaser(desk, settings, provider)
+        self._releaser = Releaser(desk, settings)
+        self._provider = provider
         self._endpoints = Endpoints(desk, settings)
         self._wanted = asyncio.Event()
         self._forget()
@@ -73,7 +78,10 @@ class Reclaim:
         """Reclaim until cancelled."""
         await self._watched.synced()
         self._forget()
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
+            if self._provider.server_url:
+                self._releaser.provider = ProviderClient(self._provider)
+                stack.push_async_callback(self._releaser.provider.close)
             # Pods come first: claims are judged by them.
             stack.callback(self._watched.pods.listen(self._pod_changed))
             stack.callback(self._watched.claims.listen(self._claim_changed))
@@ -184,12 +192,7 @@ class Reclaim:
         """Look at the holders of a namespace that are due; in how many seconds the next one is."""
         loop = asyncio.get_running_loop()
         holders = self._suspects.take(namespace, loop.time(), _BATCH)
-        claims = [
-            claim
-            for holder in holders
-            for name in self._index.claims(holder)
-            if (claim := self._watched.claims.get(name))
-        ]
+        claims = [claim for holder in holders for claim in self._still_suspect(holder)]
         try:
             failures = await self._judge_and_release(claims) if claims else []
         except BaseException:
@@ -200,6 +203,18 @@ class Reclaim:
         if failures:
             raise failures[0]
         return None if due is None else max(0.0, due - loop.time())
+
+    def _still_suspect(self, holder: str) -> Iterator[Claim]:
+        """The holder's claims that the caches do not vouch for by now: its pod may have been heard of since."""
+        for name in self._index.claims(holder):
+            claim = self._watched.claims.get(name)
+            verdict = self._judge_by_caches(claim) if claim is not None else None
+            if claim is None or verdict is None or verdict.action is Action.KEEP:
+                continue
+            if verdict.action is Action.LATER:
+                self._wait(claim, _seconds_until(verdict))
+            else:
+                yield claim
 
     async def _judge_and_release(self, claims: list[Claim]) -> list[StoreError]:
         """Decide by what the API server says now, and do it; what failed, which is a suspect again."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from prometheus_client import Counter
 
@@ -18,6 +18,7 @@ from controller.reclaim.witnesses import pod_name
 from controller.room import Desk
 from store.errors import ConflictError, NotFoundError, StoreError
 from store.metrics import RELEASE_CONFLICTS
+from store.provider import ProviderClient
 
 _log = logging.getLogger(__name__)
 
@@ -26,13 +27,6 @@ RELEASE_FAILURES = Counter("spiderpool_ip_gc_failure_counts", "Claims that the r
 
 _NAMED = 5
 """How many addresses an event on a pool names."""
-
-
-class Provider(Protocol):
-    """The infrastructure that gave an address its MAC and VLAN, and must be told that it is free."""
-
-    async def release(self, claim: Claim) -> None:
-        """Tell it. Raises StoreError if it cannot be told now: the claim stays, and is tried again."""
 
 
 class Doomed(NamedTuple):
@@ -50,12 +44,13 @@ Failure = tuple[Claim, StoreError]
 class Releaser:
     """Deletes claims under the condition that they are what was decided on."""
 
-    def __init__(self, desk: Desk, settings: ReclaimSettings, provider: Provider | None) -> None:
+    def __init__(self, desk: Desk, settings: ReclaimSettings) -> None:
         self._store = desk.store
         self._events = desk.events
         self._claims = desk.caches.of(Claim)
         self._pools = desk.caches.of(Pool)
-        self._provider = provider
+        self.provider: ProviderClient | None = None
+        """Who bound addresses to NICs and must be told before they are free; None if nobody did."""
         self._gate = asyncio.Semaphore(settings.workers)
         self._workers = settings.workers
         self._pause = 1 / settings.rate
@@ -100,8 +95,8 @@ class Releaser:
 
     async def _delete(self, each: Doomed) -> None:
         meta = each.claim.metadata
-        if each.claim.spec.provided is not None and self._provider is not None:
-            await self._provider.release(each.claim)
+        if self.provider is not None:
+            await self.provider.release(each.claim)
         await self._store.delete(Claim, meta.name, uid=meta.uid, resource_version=meta.resource_version)
         self._claims.informer.forget(each.claim)
 

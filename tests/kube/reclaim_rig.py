@@ -32,7 +32,7 @@ from api.claim import (
 from api.meta import FINALIZER, ObjectMeta
 from api.pool import Pool, PoolSpec
 from controller.caches import Caches
-from controller.reclaim.reclaim import Reclaim
+from controller.reclaim.reclaim import NO_PROVIDER, Reclaim
 from controller.reclaim.settings import ReclaimSettings
 from controller.room import Desk
 from controller.status.pools import PoolStatusRoom
@@ -42,6 +42,7 @@ from store.errors import NotFoundError
 from store.kube import KubeStore
 from store.kube_settings import KubeSettings
 from store.port import Store
+from store.provider import ProviderSettings
 from store.recorder import Recorder
 from tests.kube.store_rig import raw_session
 
@@ -77,12 +78,13 @@ async def leading(
     settings: ReclaimSettings = QUICK,
     status: StatusSettings = STATUS,
     wrap: Callable[[Store], Store] = lambda store: store,
+    provider: ProviderSettings = NO_PROVIDER,
 ) -> AsyncGenerator[Rooms, None]:
     """Both rooms running, as a leader runs them; what ends them is a failure."""
     async with opened(cluster) as inner, opened(cluster) as own:
         store = wrap(inner)
         desk = Desk(store, Caches(store), Recorder(store, "spiderpool-controller"), "kube-system")
-        reclaim, pools = Reclaim(desk, settings), PoolStatusRoom(desk, status)
+        reclaim, pools = Reclaim(desk, settings, provider), PoolStatusRoom(desk, status)
         tasks = [asyncio.create_task(each) for each in (desk.caches.run(), desk.events.run())]
         async with asyncio.timeout(WAIT):
             await desk.caches.synced()

@@ -13,15 +13,17 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from aiohttp import web
 from msgspec.structs import replace
 
-from api.claim import LABEL_IDENTITY, Claim, Controller, identity_label
+from api.claim import LABEL_IDENTITY, Claim, Controller, Provided, identity_label
 from api.endpoint import Endpoint, EndpointCurrent, EndpointIP, EndpointStatus
 from api.meta import FINALIZER, ObjectMeta, R, now
 from api.pool import PoolStatus
 from lab.kube.cluster import Cluster
 from lab.kube.components import SERVER
 from store.port import EVERYTHING, Event, Listing, Query, Store
+from store.provider import ProviderSettings
 from tests.kube.conftest import running
 from tests.kube.reclaim_rig import QUICK, Api, api, is_gone, leading, left, new_claim, opened, pool, stays, until
 from tests.kube.reclaim_rig import until_gone as gone
@@ -426,6 +428,34 @@ def test_what_was_taken_over_in_the_last_moment_stays(server: Cluster) -> None:
                 assert (await store.get(Claim, contested.metadata.name)).spec.pod_uid == successor
                 await admin.delete_pod("default", "heir")
                 await gone(store, contested)
+
+    asyncio.run(main())
+
+
+def test_the_infrastructure_provider_is_told_first(server: Cluster) -> None:
+    async def main() -> None:
+        told: list[Any] = []
+
+        async def answer(request: web.BaseRequest) -> web.Response:
+            told.append(json.loads(await request.read()))
+            return web.Response(status=503 if len(told) < 3 else 200)
+
+        runner = web.ServerRunner(web.Server(answer), shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        provider = ProviderSettings(server_url=f"http://127.0.0.1:{runner.addresses[0][1]}")
+        try:
+            async with leading(server, provider=provider) as rooms:
+                claim = new_claim(address(), namespace="default", name="bound", uid=NOBODY.format(0))
+                bound = Provided(subnet="10.7.0.0/16", parent_mac="02:00:00:00:00:02")
+                claim = await rooms.store.create(replace(claim, spec=replace(claim.spec, provided=bound)))
+                await until(lambda: truth(bool(told)))
+                assert await left(rooms.store, [claim])
+                await gone(rooms.store, claim)
+                assert len(told) == 3
+                assert told[0]["ipAddress"] == claim.spec.address
+        finally:
+            await runner.cleanup()
 
     asyncio.run(main())
 
