@@ -22,7 +22,6 @@ from api.multusconfig import (
     network_name,
     resource_of,
 )
-from api.nad import ANNOTATION_NETWORKS
 from api.validate.multusconfig import inject_problem
 from api.validate.verdict import Denial
 
@@ -30,8 +29,6 @@ Json = dict[str, Any]
 
 RESOURCE_DOMAIN = "spidernet.io"
 """Of the resources that the nodes' device plugin advertises."""
-SUB_ENI = f"{RESOURCE_DOMAIN}/sub-eni"
-"""Resource of places for infrastructure providers' sub-interfaces, unless it is called otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Demand:
     master_nics: bool = False
     """A place at each master NIC."""
     sub_eni: str = ""
-    """Resource of places for sub-interfaces; empty: none."""
+    """Resource of places for infrastructure providers' sub-interfaces; empty: none."""
 
 
 NO_DEMAND = Demand()
@@ -95,7 +92,7 @@ def group_of(pod: Mapping[str, str], namespace: Mapping[str, str]) -> tuple[str,
 def concerned(pod: Json, namespace_annotations: Mapping[str, str], demand: Demand) -> bool:
     """Whether `inject` will look at SpiderMultusConfigs at all."""
     own = pod.get("metadata", {}).get("annotations") or {}
-    referring = ANNOTATION_NETWORKS in own or multus.DEFAULT_NETWORK in own
+    referring = multus.NETWORKS in own or multus.DEFAULT_NETWORK in own
     return group_of(own, namespace_annotations) is not None or (demand != NO_DEMAND and referring)
 
 
@@ -114,7 +111,7 @@ def _inject_networks(pod: Json, annotation: str, group: str, configs: list[Multu
             return Denial("Forbidden", problem)
     metadata = pod["metadata"]
     names = [f"{each.metadata.namespace}/{network_name(each.metadata)}" for each in chosen]
-    metadata["annotations"] = {**(metadata.get("annotations") or {}), ANNOTATION_NETWORKS: ",".join(names)}
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), multus.NETWORKS: ",".join(names)}
     containers = pod["spec"]["containers"]
     for resource in dict.fromkeys(resource_of(each.spec) for each in chosen):
         if resource and not _names(containers, resource, "limits"):

@@ -13,10 +13,6 @@ from api.meta import Kind, Resource, Struct
 
 ANNOTATION_RESOURCE = "k8s.v1.cni.cncf.io/resourceName"
 """Annotation of a network: the device plugin's resource that its NICs are taken from."""
-ANNOTATION_NETWORKS = "k8s.v1.cni.cncf.io/networks"
-"""Annotation of a pod: its further networks."""
-ANNOTATION_DEFAULT_NETWORK = "v1.multus-cni.io/default-network"
-"""Annotation of a pod: the network of its first NIC."""
 
 
 class NetworkSpec(Struct, frozen=True, kw_only=True):
