@@ -143,6 +143,10 @@ class World:
             found: Json = json.loads(text)
             return found if answer.status < 300 else {}
 
+    async def takes_pods(self) -> bool:
+        """Whether pods may be made already: the controllers give a new namespace the account that they need."""
+        return bool(await self.ask("GET", self.path(CORE, "serviceaccounts", "default"), missing_ok=True))
+
     def path(self, base: str, plural: str, name: str = "") -> str:
         return f"{base}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
 
@@ -248,6 +252,7 @@ async def world(cluster: Cluster) -> AsyncIterator[World]:
         there = World(session, Watched(store))
         await there.ask("POST", f"{CORE}/namespaces", {"metadata": {"name": there.namespace}})
         try:
+            await until(there.takes_pods, 30)
             yield there
         finally:
             await _clean(there)
