@@ -18,6 +18,7 @@ from agent.wire import MAX_REPLY, Request, Status, decode_env
 from daemon.logs import CALL
 from plugins.cni import COMMANDS, SUPPORTED_VERSIONS, Call, Command, Plugin, parse_call
 from plugins.errors import CniError, InternalError, InvalidEnvironmentError, TryAgainLaterError
+from plugins.ipam import metrics as ipam_metrics
 from plugins.net.netns import require_netns
 
 DEFAULT_VERSION = "1.0.0"
@@ -26,6 +27,12 @@ NOT_YET = frozenset({"ifacer"})
 """Names under which the executable is installed and that this agent has no plugin for."""
 MAX_DETAILS = 32 << 10
 """Characters of an error's details; a runtime copies them into pod events."""
+
+_WAITS = {
+    ("spiderpool", "ADD"): ipam_metrics.allocation_limit_duration,
+    ("spiderpool", "DEL"): ipam_metrics.release_limit_duration,
+}
+"""Where the time that calls wait for their turn is told, as upstream tells that of its limiter."""
 
 _log = logging.getLogger(__name__)
 _Execute = Callable[[Plugin, Call], Awaitable[bytes]]
@@ -136,12 +143,16 @@ class Host:
 
     async def _in_order(self, plugin: Plugin, call: Call, abandoned: Callable[[], bool]) -> bytes:
         """After all earlier calls for the same NIC: a DEL must not overtake its ADD, not even one that waits."""
+        arrived = time.monotonic()
         async with self._lock("arrival", call):
             if call.command in ("ADD", "CHECK", "STATUS"):
                 await self._admit(call)
             async with self._slots:
                 if call.command == "ADD" and abandoned():
                     raise TryAgainLaterError("the caller has gone", "while the call waited for its turn")
+                waited = _WAITS.get((call.plugin, call.command))
+                if waited is not None:
+                    waited.observe(time.monotonic() - arrived)
                 task = asyncio.current_task()
                 assert task is not None  # noqa: S101 (a coroutine runs in a task)
                 self.executing.add(task)

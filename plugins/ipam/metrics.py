@@ -15,12 +15,13 @@ BUCKETS = (0.1, 0.3, 0.5, 1, 3, 5, 7, 10, 15)
 class Durations:
     """A histogram and the running average, maximum, minimum and latest value since the process started."""
 
-    def __init__(self, prefix: str, what: str) -> None:
-        self._histogram = Histogram(f"{prefix}_duration_seconds", f"Duration of {what}", buckets=BUCKETS)
-        self._average = Gauge(f"{prefix}_average_duration_seconds", f"Average duration of {what}")
-        self._maximum = Gauge(f"{prefix}_max_duration_seconds", f"Longest duration of {what}")
-        self._minimum = Gauge(f"{prefix}_min_duration_seconds", f"Shortest duration of {what}")
-        self._latest = Gauge(f"{prefix}_latest_duration_seconds", f"Latest duration of {what}")
+    def __init__(self, prefix: str, what: str, kind: str = "") -> None:
+        name = f"{kind}duration_seconds"
+        self._histogram = Histogram(f"{prefix}_{name}", f"Duration of {what}", buckets=BUCKETS)
+        self._average = Gauge(f"{prefix}_average_{name}", f"Average duration of {what}")
+        self._maximum = Gauge(f"{prefix}_max_{name}", f"Longest duration of {what}")
+        self._minimum = Gauge(f"{prefix}_min_{name}", f"Shortest duration of {what}")
+        self._latest = Gauge(f"{prefix}_latest_{name}", f"Latest duration of {what}")
         self._count = 0
         self._sum = 0.0
         self._high = 0.0
@@ -51,6 +52,7 @@ allocation_no_pool = Counter(f"{_A}_err_no_available_pool_counts", "IPAM ADDs fo
 allocation_retries = Counter(f"{_A}_err_retries_exhausted_counts", "IPAM ADDs that gave up and asked for a retry")
 allocation_used_out = Counter(f"{_A}_err_ip_used_out_counts", "IPAM ADDs whose pools had no free address")
 allocation_duration = Durations(_A, "IPAM ADDs")
+allocation_limit_duration = Durations(_A, "the wait of IPAM ADDs for their turn", "limit_")
 
 releases = Counter(f"{_R}_counts", "IPAM DELs")
 release_failures = Counter(f"{_R}_failure_counts", "IPAM DELs that failed")
@@ -58,6 +60,7 @@ release_conflicts = RELEASE_CONFLICTS
 release_retries = Counter(f"{_R}_err_retries_exhausted_counts", "IPAM DELs that gave up and asked for a retry")
 release_internal = Counter(f"{_R}_err_internal_counts", "IPAM DELs that failed for a reason not counted elsewhere")
 release_duration = Durations(_R, "IPAM DELs")
+release_limit_duration = Durations(_R, "the wait of IPAM DELs for their turn", "limit_")
 
 collisions = Counter("spiderpool_ipam_collisions", "Addresses that were taken by another node between view and claim")
 address_conflicts = Counter(
