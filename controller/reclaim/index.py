@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
+from typing import TypeVar
 
 from api.claim import Claim
 from api.core import Pod
 from api.reclaim import workload_key
 
 WorkloadKey = tuple[str, str, str]
+K = TypeVar("K", bound=Hashable)
 
 
 def holder_of(claim: Claim) -> str:
@@ -26,9 +28,9 @@ class Index:
         self._claims: dict[str, tuple[str, ...]] = {}
         """Names of claims, by holder."""
         self._waiting: dict[WorkloadKey, set[str]] = {}
-        """Holders, there or gone, whose claims a workload keeps."""
+        """Names of claims that a workload keeps, of pods there or gone."""
         self._on_node: dict[str, set[str]] = {}
-        """Holders that are no pods, by node."""
+        """Names of claims without a pod, by node."""
 
     def claim_changed(self, old: Claim | None, new: Claim | None) -> None:
         """Take in a change of the cache."""
@@ -49,11 +51,11 @@ class Index:
         return self._claims.get(holder, ())
 
     def waiting(self, workload: WorkloadKey) -> Collection[str]:
-        """Holders, there or gone, whose claims the workload keeps."""
+        """Names of the claims that the workload keeps, of pods there or gone."""
         return tuple(self._waiting.get(workload, ()))
 
     def on_node(self, node: str) -> Collection[str]:
-        """Holders on the node that are no pods."""
+        """Names of the claims on the node that no pod holds."""
         return tuple(self._on_node.get(node, ()))
 
     def _add(self, claim: Claim) -> None:
@@ -62,24 +64,27 @@ class Index:
         if name not in known:
             self._claims[holder] = (*known, name)
         if holder[0] == "/" and claim.spec.node:
-            self._on_node.setdefault(claim.spec.node, set()).add(holder)
+            self._on_node.setdefault(claim.spec.node, set()).add(name)
         workload = workload_key(claim)
         if workload is not None:
-            self._waiting.setdefault(workload, set()).add(holder)
+            self._waiting.setdefault(workload, set()).add(name)
 
     def _remove(self, claim: Claim) -> None:
         holder, name = holder_of(claim), claim.metadata.name
         left = tuple(known for known in self._claims.get(holder, ()) if known != name)
         if left:
             self._claims[holder] = left
-            return
-        self._claims.pop(holder, None)
-        if claim.spec.node in self._on_node:
-            self._on_node[claim.spec.node].discard(holder)
-            if not self._on_node[claim.spec.node]:
-                del self._on_node[claim.spec.node]
+        else:
+            self._claims.pop(holder, None)
+        _discard(self._on_node, claim.spec.node, name)
         workload = workload_key(claim)
-        if workload is not None and workload in self._waiting:
-            self._waiting[workload].discard(holder)
-            if not self._waiting[workload]:
-                del self._waiting[workload]
+        if workload is not None:
+            _discard(self._waiting, workload, name)
+
+
+def _discard(place: dict[K, set[str]], key: K, name: str) -> None:
+    members = place.get(key)
+    if members is not None:
+        members.discard(name)
+        if not members:
+            del place[key]

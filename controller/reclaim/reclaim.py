@@ -137,12 +137,11 @@ class Reclaim:
         self._suspects.add(namespace, holder_of(claim), asyncio.get_running_loop().time() + after)
         return namespace
 
-    def _consider_holders(self, holders: Iterable[str], after: float) -> None:
-        for holder in holders:
-            for name in self._index.claims(holder):
-                claim = self._watched.claims.get(name)
-                if claim is not None:
-                    self._consider(claim, after)
+    def _consider_all(self, names: Iterable[str], after: float) -> None:
+        for name in names:
+            claim = self._watched.claims.get(name)
+            if claim is not None:
+                self._consider(claim, after)
 
     def _claim_changed(self, old: Claim | None, new: Claim | None) -> None:
         self._index.claim_changed(old, new)
@@ -156,12 +155,12 @@ class Reclaim:
             return
         for pod in (old, new):
             if pod is not None and (pod is new or new is None or new.metadata.uid != pod.metadata.uid):
-                self._consider_holders((pod.metadata.uid,), self._settings.settle)
+                self._consider_all(self._index.claims(pod.metadata.uid), self._settings.settle)
         if new is not None and new.status.pod_ips and (old is None or not old.status.pod_ips):
             owner = controller_of(new.metadata)
             if owner is not None and owner.kind == StatefulSet.TYPE.kind:  # it is up, with or without what was kept
                 waiting = self._index.waiting((new.metadata.namespace, owner.kind, owner.name))
-                self._consider_holders(waiting, self._settings.settle)
+                self._consider_all(waiting, self._settings.settle)
 
     def _node_changed(self, old: Node | None, new: Node | None) -> None:
         name = (new or old).metadata.name  # type: ignore[union-attr]
@@ -169,22 +168,23 @@ class Reclaim:
             self._missing.pop(name, None)
         if not self._scanned or (old is not None and new is not None and old.ready == new.ready):
             return
-        self._consider_holders(self._index.on_node(name), 0)
+        self._consider_all(self._index.on_node(name), 0)
         if new is None or not new.ready:
-            pods = [uid for uid, pod in self._index.pods.items() if pod.spec.node_name == name]
-            self._consider_holders(pods, self._settings.settle)
+            for uid, pod in self._index.pods.items():
+                if pod.spec.node_name == name:
+                    self._consider_all(self._index.claims(uid), self._settings.settle)
 
     def _set_changed(self, old: StatefulSet | None, new: StatefulSet | None) -> None:
         meta = (new or old).metadata  # type: ignore[union-attr]
         if self._scanned and (old is None or new is None or old.spec != new.spec):
             waiting = self._index.waiting((meta.namespace, StatefulSet.TYPE.kind, meta.name))
-            self._consider_holders(waiting, self._settings.settle)
+            self._consider_all(waiting, self._settings.settle)
 
     def _machine_changed(self, old: Resource | None, new: Resource | None) -> None:
         meta = (new or old).metadata  # type: ignore[union-attr]
         if self._scanned and (new is None or meta.deletion_timestamp is not None):
             waiting = self._index.waiting((meta.namespace, VirtualMachineInstance.TYPE.kind, meta.name))
-            self._consider_holders(waiting, self._settings.settle)
+            self._consider_all(waiting, self._settings.settle)
 
     # Looking
 
