@@ -30,7 +30,7 @@ from api.validate.subnet import family_of, ledger_of, subnet_addresses
 from controller.room import Desk
 from controller.subnets.book import Index, Locks, free_addresses, is_claimed, network_key, write_ledger
 from controller.subnets.plan import Shortage, Step, grown, held_by, next_step, released, shrunk, trimmed
-from store.errors import AlreadyExistsError, ConflictError, NotFoundError
+from store.errors import AlreadyExistsError, ConflictError, InvalidError, NotFoundError
 from store.port import Query
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,11 @@ class Cutter:
                     await self._write(pool, wish, subnet, grant.pool)
                 case Step.WRITE:
                     self._check(subnet, pool, grant.pool - have)
-                    await self._write(pool, wish, subnet, grant.pool)
+                    try:
+                        await self._write(pool, wish, subnet, grant.pool)
+                    except InvalidError as refusal:
+                        await self._take_back(pool, subnet, grants, grant, refusal)
+                    fenced = True
                 case Step.SHRINK:
                     held = await self._held(pool)
                     smaller = shrunk(grant, wish.size, held)
@@ -194,8 +198,6 @@ class Cutter:
                         await self._write(pool, wish, subnet, have)
                         return False
                     await write_ledger(self._store, subnet, {**grants, name: smaller})
-                    await self._write(pool, wish, subnet, smaller.pool)
-                    fenced = True
                 case Step.TRIM:
                     await write_ledger(self._store, subnet, {**grants, name: trimmed(grant, wish.size, have)})
                     fenced = False
@@ -208,6 +210,16 @@ class Cutter:
                     await self._write(pool, wish, subnet, have)
                     return not kept
         raise ConflictError(f"pool {name} is being changed by somebody else")
+
+    async def _take_back(
+        self, pool: Pool, subnet: Subnet, grants: dict[str, Grant], grant: Grant, refusal: InvalidError
+    ) -> None:
+        """Leave the pool what was claimed since it was marked: admission did not let it go. Raises the refusal."""
+        held = await self._held(pool) & grant.releasing
+        if not held:
+            raise refusal
+        kept = Grant(grant.ips, grant.releasing - held, grant.application)
+        await write_ledger(self._store, subnet, {**grants, pool.metadata.name: kept})
 
     async def _touch(self, pool: Pool, subnet: Subnet) -> IPSet:
         """Write the pool, so that nobody can write it who has read it before. No address is known to be kept."""

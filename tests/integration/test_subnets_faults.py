@@ -29,7 +29,7 @@ from controller.room import Desk
 from controller.subnets.book import Index, Locks
 from controller.subnets.cutter import Cutter, LedgerError, RefusalError
 from controller.subnets.keeper import Keeper
-from store.errors import AlreadyExistsError, ConflictError
+from store.errors import AlreadyExistsError, ConflictError, InvalidError
 from store.port import EVERYTHING, Query
 from store.recorder import Recorder
 from store.sqlite import SqliteStore
@@ -322,6 +322,31 @@ def test_a_claim_that_races_with_the_shrinking_keeps_its_address(tmp_path: Path)
             assert greedy.spec.ips == ["10.50.0.2", "10.50.0.5-10.50.0.12"]
             await store.delete(Claim, "10.50.0.1")
             await leader.want(wish("app", 2))
+            await nothing_lost(store)
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_that_admission_does_not_let_shrink_keeps_what_is_claimed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with world(tmp_path) as store:
+            await Leader(store).want(wish("app", 4))
+            (pool,) = (await store.list(Pool)).items
+
+            class Admission(Faulty):
+                """Claims come before the pool is narrowed, and the webhook sees them."""
+
+                async def update(self, resource: Any) -> Any:
+                    if isinstance(resource, Pool) and not self.writes > 100:
+                        self.writes = 1000
+                        await take(store, resource.metadata.name, "10.50.0.1")
+                    if 0x0A320001 not in pool_addresses(resource.spec):
+                        raise InvalidError("remove an IP address 10.50.0.1 that is being used")
+                    return await super().update(resource)
+
+            await Leader(Admission(store)).cutter.settle(wish("app", 2), [pool])
+            (pool,) = (await store.list(Pool)).items
+            assert pool.spec.ips == ["10.50.0.1", "10.50.0.4"]
             await nothing_lost(store)
 
     asyncio.run(scenario())
