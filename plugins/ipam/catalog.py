@@ -14,6 +14,7 @@ from api.meta import Resource
 from api.pool import Pool
 from api.ranges import Address, Family, IPSet, parse_range
 from api.reservedip import ReservedIP
+from api.subnet import is_automatic
 from api.views import has_foreign_records
 from plugins.errors import NoPoolError
 from plugins.ipam.candidates import (
@@ -211,7 +212,8 @@ class Catalog:
     def _pool_changed(self, old: Pool | None, new: Pool | None) -> None:
         name = _name(new, old)
         known = self._facts.pop(name, None)
-        facts = None if new is None else self._facts_of(new, known)
+        same = old is not None and new is not None and old.metadata.uid == new.metadata.uid
+        facts = None if new is None else self._facts_of(new, known if same else None)
         if facts is not None:
             self._facts[name] = facts
         if facts is known:
@@ -227,7 +229,7 @@ class Catalog:
             self._expansions.clear()
         self._selections.clear()
         self._automatic.changed(known, facts)
-        self._conflicts.changed(known.spec if known else None, facts.spec if facts else None)
+        self._conflicts.changed(old, new)
         self._on_pool(name, facts)
 
     def _facts_of(self, pool: Pool, known: PoolFacts | None) -> PoolFacts:
@@ -238,7 +240,7 @@ class Catalog:
             pool.spec,
             terminating,
             foreign,
-            pool.metadata.labels if known.automatic else None,
+            pool.metadata.labels if is_automatic(pool) else None,
         ):
             return known
         return replace(pool_facts(pool), foreign=foreign)

@@ -31,16 +31,16 @@ class Conflicts:
         self._taken: dict[Family, list[Interval]] = {4: [], 6: []}
         """All pools' ranges, sorted."""
 
-    def changed(self, old: PoolSpec | None, new: PoolSpec | None) -> None:
-        """A pool came, went or changed."""
+    def changed(self, old: Pool | None, new: Pool | None) -> None:
+        """A pool came, went or changed; it may also be another one of the same name."""
         if self._found is None or (old is not None and new is not None and _extent(old) == _extent(new)):
             return
         if self._found:
             self._found = None
             return
         if old is not None:
-            self._remove(old)
-        if new is not None and not self._add(new):
+            self._remove(old.spec)
+        if new is not None and not self._add(new.spec):
             self._found = None
 
     def now(self) -> Mapping[str, str]:
@@ -87,8 +87,9 @@ class Conflicts:
             del self._taken[addresses.family][bisect_left(self._taken[addresses.family], part)]
 
 
-def _extent(spec: PoolSpec) -> tuple[str, list[str] | None, list[str] | None]:
-    return spec.subnet, spec.ips, spec.exclude_ips
+def _extent(pool: Pool) -> tuple[object, ...]:
+    """What decides, the pool's age included: that follows from its UID."""
+    return pool.metadata.uid, pool.spec.subnet, pool.spec.ips, pool.spec.exclude_ips
 
 
 def _place(spec: PoolSpec) -> tuple[Family, Interval, IPSet] | None:

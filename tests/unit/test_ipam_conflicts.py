@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from api.conflicts import pool_conflicts
@@ -20,11 +20,11 @@ SUBNETS = ["10.0.0.0/28", "10.0.0.0/29", "10.0.0.16/28", "10.0.0.0/24", "fd00::/
 BIRTH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def pool(name: int, subnet: str, ranges: list[tuple[int, int]], age: int) -> Pool:
+def pool(name: int, subnet: str, ranges: list[tuple[int, int]], age: int, uid: object = "") -> Pool:
     base = "fd00::{:x}" if ":" in subnet else "10.0.0.{}"
     ips = [f"{base.format(low)}-{base.format(low + more)}" for low, more in ranges]
     born = BIRTH + timedelta(seconds=age)
-    meta = ObjectMeta(name=f"p{name}", uid=f"u{name}", creation_timestamp=born)
+    meta = ObjectMeta(name=f"p{name}", uid=f"u{uid}-{name}", creation_timestamp=born)
     return Pool(metadata=meta, spec=PoolSpec(subnet=subnet, ips=ips))
 
 
@@ -36,15 +36,16 @@ STEPS = st.lists(
 
 
 @given(STEPS)
+@example([(0, SUBNETS[0], [], 1, False), (1, SUBNETS[1], [], 0, True), (0, SUBNETS[0], [], 0, True)])
 def test_steps_and_a_look_at_everything_agree(steps: list[tuple[int, str | None, Any, int, bool]]) -> None:
     there: dict[str, Pool] = {}
     known = Conflicts(there.values)
-    for name, subnet, ranges, age, look in steps:
+    for number, (name, subnet, ranges, age, look) in enumerate(steps):
         old = there.pop(f"p{name}", None)
-        new = None if subnet is None else pool(name, subnet, ranges, age)
+        new = None if subnet is None else pool(name, subnet, ranges, age, number)
         if new is not None:
             there[f"p{name}"] = new
-        known.changed(old.spec if old else None, new.spec if new else None)
+        known.changed(old, new)
         if look:
             assert known.now() == pool_conflicts(there.values())
     assert known.now() == pool_conflicts(there.values())
@@ -61,8 +62,8 @@ def test_without_conflicts_nobody_looks_at_everything(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(conflicts, "pool_conflicts", look)
     for each in there.values():
-        known.changed(None, each.spec)
+        known.changed(None, each)
     for i in range(100):
-        known.changed(there[f"p{i}"].spec, pool(i, "10.0.0.0/24", [(2 * i + 1, 0)], 0).spec)
+        known.changed(there[f"p{i}"], pool(i, "10.0.0.0/24", [(2 * i + 1, 0)], 0))
         assert known.now() == {}
     assert not looks
