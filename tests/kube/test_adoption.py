@@ -13,7 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from ipaddress import ip_address
 from typing import Any
 
@@ -25,20 +25,25 @@ from api.endpoint import Endpoint
 from api.meta import ObjectMeta
 from api.pool import ANNOTATION_CLAIMS, CLAIMS_AUTHORITATIVE, Pool
 from api.views import has_foreign_records
-from controller.adoption.adopt import Adopter
+from controller.adoption.adopt import Adopter, AdoptionRoom
 from controller.adoption.decide import Switches
 from controller.adoption.hand_back import HandBackError, hand_back
 from controller.adoption.settings import AdoptionSettings
+from controller.caches import Caches
+from controller.room import Desk
 from lab.kube.cluster import Cluster
 from lab.layout import LabError
 from store.errors import StoreError
 from store.kube import KubeStore
 from store.kube_settings import KubeSettings
 from store.port import Store
+from store.recorder import Recorder
 from tests.kube.store_rig import empty
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 NS = "adopt"
+NODE = "adopt-node"
+"""It has to exist: pods of nodes that are gone are collected after 40 s."""
 UPSTREAM = {"app.kubernetes.io/component": "spiderpool-agent", "app.kubernetes.io/name": "spiderpool"}
 OURS = UPSTREAM | {"spiderpool.spidernet.io/records": "claims"}
 SETTINGS = AdoptionSettings(retry=0.1)
@@ -56,11 +61,11 @@ class Site:
         self.cluster.kubectl("apply", "--server-side", "--force-conflicts", *flags, "-f", "-", stdin=text)
 
     def pod(self, name: str, *, labels: dict[str, str] | None = None, owner: dict[str, Any] | None = None) -> str:
-        """A pod on a node that nobody is; its UID."""
+        """A pod on a node without a kubelet; its UID."""
         meta: dict[str, Any] = {"name": name, "namespace": NS, "labels": labels or {"app": "x"}}
         if owner:
             meta["ownerReferences"] = [owner | {"controller": True}]
-        spec = {"containers": [{"name": "c", "image": "lab.invalid/none:1"}], "nodeName": "node1"}
+        spec = {"containers": [{"name": "c", "image": "lab.invalid/none:1"}], "nodeName": NODE}
         self.apply({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
         return self.uid("pod", name)
 
@@ -104,7 +109,7 @@ class Site:
         gateway = address.rpartition(".")[0] + ".1"
         ip = {"interface": "eth0", "ipv4": f"{address}/24", "ipv4Pool": pool, "ipv4Gateway": gateway, "vlan": 0}
         routes = [{"dst": "10.9.0.0/16", "gw": address.rpartition(".")[0] + ".2"}]
-        current = {"uid": uid, "node": "node1", "ips": [ip | {"cleanGateway": False, "routes": routes} | entry]}
+        current = {"uid": uid, "node": NODE, "ips": [ip | {"cleanGateway": False, "routes": routes} | entry]}
         meta: dict[str, Any] = {"name": name, "namespace": NS, "finalizers": ["spiderpool.spidernet.io"]}
         if owner[0] not in ("StatefulSet", "VirtualMachineInstance"):
             meta["ownerReferences"] = [{"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}]
@@ -121,12 +126,16 @@ class Site:
 @pytest.fixture(scope="module")
 def cluster(kube: Cluster) -> Iterator[Cluster]:
     kube.kubectl("create", "namespace", NS)
+    kube.kubectl(
+        "create", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
+    )
     empty(kube)
     try:
         yield kube
     finally:
         empty(kube)
         kube.kubectl("delete", "namespace", NS, "--wait=false")
+        kube.kubectl("delete", "node", NODE)
 
 
 @pytest.fixture
@@ -190,7 +199,7 @@ def test_records_become_claims_and_claims_authoritative(site: Site) -> None:
     assert (done, troubles) == (True, {})
     assert set(claims) == {"10.88.1.10", "10.88.1.12"}
     web, db = claims["10.88.1.10"], claims["10.88.1.12"]
-    assert (web.spec.pod_uid, web.spec.nic, web.spec.node, web.spec.pool) == (uids["web"], "eth0", "node1", "p1")
+    assert (web.spec.pod_uid, web.spec.nic, web.spec.node, web.spec.pool) == (uids["web"], "eth0", NODE, "p1")
     assert web.spec.workload is not None
     assert (web.spec.workload.namespace, web.spec.workload.name) == (NS, "web")
     assert LABEL_WORKLOAD not in web.metadata.labels
@@ -218,6 +227,46 @@ def test_not_while_an_agent_of_upstream_may_write(site: Site) -> None:
     assert has_foreign_records(read_pool(site.cluster, "p1"))
     site.delete_pod("their-agent")
     assert adopted(site.cluster)[0]
+
+
+def test_the_room_adopts_as_soon_as_upstreams_agents_are_gone(site: Site) -> None:
+    live = site.pod("web")
+    site.pod("their-agent", labels=UPSTREAM)
+
+    async def work() -> str:
+        store = await opened(site.cluster)
+        events = Recorder(store, "adoption-test")
+        caches = Caches(store)
+        room = AdoptionRoom(Desk(store, caches, events, NS), SETTINGS, Switches())
+        tasks = [asyncio.create_task(work) for work in (caches.run(), events.run(), room.run())]
+        try:
+            await asyncio.to_thread(site.pool, "p1", 1, {"10": ("web", live)})
+
+            async def told() -> bool:
+                found = await asyncio.to_thread(site.cluster.kubectl, "get", "events", "-A", "-o", "json")
+                return any(each["reason"] == "NotAdopted" for each in json.loads(found)["items"])
+
+            async def marked() -> bool:
+                return not has_foreign_records(await store.get(Pool, "p1"))
+
+            await _until(told)
+            assert not await marked()
+            await asyncio.to_thread(site.delete_pod, "their-agent")
+            await _until(marked)
+            return (await store.get(Claim, "10.88.1.10")).spec.pod_uid
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await store.close()
+
+    assert asyncio.run(work()) == live
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await condition():  # noqa: ASYNC110 (the API server is another process)
+            await asyncio.sleep(0.1)
 
 
 def test_records_that_cannot_be_read_are_not_guessed(site: Site) -> None:
