@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from msgspec.structs import replace
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 8
 """How often a write is tried again after its answer was lost or somebody else wrote in between."""
+
+_LATE = 120.0
+"""Seconds within which a write that was given up may still land; the stores' own limits are below a minute."""
 
 _NOBODYS = "00000000-0000-0000-0000-000000000000"
 """The nil UUID (RFC 9562 section 5.9): no object's uid."""
@@ -143,6 +147,20 @@ class ClaimWriter:
         self._held = held
         self._views = views
         self._provider = provider
+        self._doubtful_until = 0.0
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a write that was given up may not have landed yet: then the caches may lack it."""
+        return asyncio.get_running_loop().time() < self._doubtful_until
+
+    @contextmanager
+    def _noticing_doubt(self) -> Iterator[None]:
+        try:
+            yield
+        except (asyncio.CancelledError, UncertainError):
+            self._doubtful_until = asyncio.get_running_loop().time() + _LATE
+            raise
 
     async def create(self, claim: Claim) -> Claim:
         """Take the address. Raises AlreadyExistsError if somebody else has it, StoreError.
@@ -151,6 +169,10 @@ class ClaimWriter:
         repeated under the same name until the store says who has the claim, so that it cannot land later, unseen,
         beside another choice.
         """
+        with self._noticing_doubt():
+            return await self._create(claim)
+
+    async def _create(self, claim: Claim) -> Claim:
         lost = False
         for _ in range(_ATTEMPTS):
             try:
@@ -179,6 +201,10 @@ class ClaimWriter:
 
         Raises ConflictError, NotFoundError, StoreError.
         """
+        with self._noticing_doubt():
+            return await self._update(claim)
+
+    async def _update(self, claim: Claim) -> Claim:
         for _ in range(_ATTEMPTS):
             try:
                 return self.learn(await self._store.update(claim))

@@ -277,7 +277,7 @@ class Ipam(Plugin):
     async def _release(self, container_id: str, nic: str, pod_uid: str) -> None:
         async with self._locks.hold(container_key(container_id, nic)):
             claims = await self._held.of_container(container_id, nic, pod_uid)
-            if not claims:  # unless an ADD gave up on a write that hangs in the store and lands after this look
+            if not claims and self._writer.in_doubt:  # an ADD gave up on a write that may land after this look
                 await self._writer.catch_up()
                 claims = await self._held.read_container(container_id, nic, pod_uid)
             async with self._locks.hold(*(pod_key(*set_key(claim)) for claim in claims)):

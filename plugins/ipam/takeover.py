@@ -69,14 +69,15 @@ class TakeOvers:
             own, surplus = by_family(claims)
             kept = dict(own)
             if static and not complete:
-                inherited, dropped = await self._inherit(attempt, source, own, wanted)
+                inherited, dropped = await self._inherit(attempt, source, own)
                 kept |= inherited
                 surplus += dropped
                 # All that is wanted may be there already, though no pool may serve now.
                 complete = bool(kept) and kept.keys() == attempt.wanted
             _respect_fixed(request, kept)
+            # Before anything is given up, since this may refuse the ADD.
             size = len(kept) if complete else len(kept.keys() | (await wanted(attempt)).keys())
-            attempt.sticky = set(kept) if complete and not _may_move(request, kept) else set(kept if static else ())
+            attempt.sticky = set(kept) if static or (complete and not _may_move(request, kept)) else set()
             attempt.settled = bool(kept) and complete
             try:
                 for claim in surplus:
@@ -89,7 +90,7 @@ class TakeOvers:
         raise TryAgainLaterError("the claims of this pod keep changing", f"identity {request.identity}")
 
     async def _inherit(
-        self, attempt: Attempt, source: Source, own: Mapping[Family, Claim], wanted: Wanted
+        self, attempt: Attempt, source: Source, own: Mapping[Family, Claim]
     ) -> tuple[dict[Family, Claim], list[Claim]]:
         """The predecessor's claims that the pod takes over, and those that it gives up. Raises CniError, StoreError."""
         request = attempt.request
@@ -105,8 +106,6 @@ class TakeOvers:
         attempt.wanted = {family for family, names in named.items() if names and enabled[family]}
         first, surplus = by_family(found)
         kept, dropped = split({family: claim for family, claim in first.items() if family not in own}, named)
-        if kept.keys() | own.keys() != attempt.wanted:
-            await wanted(attempt)  # before anything is given up: this may refuse the ADD
         for claim in dropped:
             log.info("%s of pool %s goes: the pod names other pools now", claim.spec.address, claim.spec.pool)
         return kept, [*surplus, *dropped, *(claim for family, claim in first.items() if family in own)]
@@ -128,9 +127,8 @@ def _may_move(request: Request, kept: Mapping[Family, Claim]) -> bool:
 
     A DEL frees nothing as long as the pod is alive: without this, a pod whose address was stolen would never start.
     """
-    facts = request.facts
     before = {claim.spec.container_id for claim in kept.values()}
-    return facts is not None and not facts.static and request.container_id not in before
+    return request.facts is not None and request.container_id not in before
 
 
 def _respect_fixed(request: Request, kept: Mapping[Family, Claim]) -> None:

@@ -13,6 +13,7 @@ from api.endpoint import Endpoint, EndpointCurrent, EndpointIP, EndpointStatus
 from api.meta import ObjectMeta
 from api.pool import Pool, PoolSpec, Route
 from plugins.ipam.answer import result_of, routes_for, unreachable
+from plugins.ipam.attempt import same_claim
 from plugins.ipam.candidates import PoolFacts, pool_facts
 from plugins.ipam.endpoints import merged, subject_of
 from plugins.ipam.held import by_family
@@ -127,6 +128,13 @@ def test_an_entry_tells_what_the_provider_said() -> None:
     provided = Provided(subnet="10.1.0.0/24", parent_mac="x", mac="02:00:00:00:00:01", vlan=7)
     _, entry = result_of({4: claim("eth0", "a", "10.1.0.5", provided=provided)}, POOLS.get, clean_gateway=False)
     assert (entry.mac, entry.vlan) == ("02:00:00:00:00:01", 7)
+
+
+def test_a_claim_is_the_same_whatever_the_provider_said_meanwhile() -> None:
+    made = claim("eth0", "a", "10.1.0.5", provided=Provided(subnet="10.1.0.0/24", parent_mac="x"))
+    answered = claim("eth0", "a", "10.1.0.5", provided=Provided(subnet="10.1.0.0/24", parent_mac="x", mac="y", vlan=7))
+    assert same_claim(made)(answered)
+    assert not same_claim(made)(claim("eth0", "a", "10.1.0.5", pod_uid="u2"))
 
 
 def test_a_static_workloads_endpoint_keeps_its_predecessors_entries() -> None:
