@@ -74,7 +74,8 @@ class Fence:
     """Ends the process when a deadline passes, even if the event loop hangs."""
 
     def __init__(self, kill: Callable[[], None] | None = None) -> None:
-        self._kill = kill or _die
+        self.kill = kill or _die
+        """Ends the process at once."""
         self._deadline: float | None = None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -93,7 +94,7 @@ class Fence:
             while self._deadline is not None:
                 left = self._deadline - time.monotonic()
                 if left <= 0:
-                    self._kill()
+                    self.kill()
                     return
                 self._changed.wait(left)
             self._thread = None
@@ -145,7 +146,7 @@ class Election:
 
     async def _acquire(self) -> None:
         while not await self._attempt(self._settings.renew_deadline):  # noqa: ASYNC110 (nobody tells us)
-            await asyncio.sleep(self._pause())
+            await asyncio.sleep(min(self._pause(), self._until_expiry()))
         _log.info("leading", extra={"identity": self._identity})
 
     async def _lead(self, lead: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -163,6 +164,8 @@ class Election:
             duty.cancel()
             # The fence waits with us: duties that do not end take the process with them.
             await asyncio.wait({duty})
+            if time.monotonic() >= self._lost_at():
+                self._fence.kill()  # they went on for too long: a process that slept, or a loop that hung
             self.leading = False
             LEADING.set(0)
             self._fence.set(None)
@@ -201,7 +204,7 @@ class Election:
         return False
 
     async def _take_or_renew(self) -> bool:
-        began, moment = time.monotonic(), _now()
+        moment = _now()
         spec = LeaseSpec(
             holder_identity=self._identity,
             lease_duration_seconds=int(self._settings.duration),
@@ -213,6 +216,7 @@ class Election:
             stored = await self._store.get(Lease, self._settings.lease, self._namespace)
         except NotFoundError:
             metadata = ObjectMeta(name=self._settings.lease, namespace=self._namespace)
+            began = time.monotonic()
             self._saw(await self._store.create(Lease(metadata=metadata, spec=spec)))
         else:
             self._saw(stored)
@@ -223,6 +227,7 @@ class Election:
                 spec = replace(spec, acquire_time=stored.spec.acquire_time, lease_transitions=transitions)
             else:
                 spec = replace(spec, lease_transitions=transitions + 1)
+            began = time.monotonic()
             self._saw(await self._store.update(replace(stored, spec=spec)))
         self._renewed_at = began
         return True
@@ -256,7 +261,17 @@ class Election:
         return bool(holder) and holder != self._identity
 
     def _is_expired(self, lease: Lease) -> bool:
-        return time.monotonic() >= self._seen_at + (lease.spec.lease_duration_seconds or 0)
+        return time.monotonic() >= self._expires_at(lease)
+
+    def _expires_at(self, lease: Lease) -> float:
+        return self._seen_at + (lease.spec.lease_duration_seconds or 0)
+
+    def _until_expiry(self) -> float:
+        """Seconds until another's lease may be taken, if that is ahead: no time is lost by coming late."""
+        if self._seen is None or not self._is_anothers():
+            return self._settings.retry_period
+        ahead = self._expires_at(self._seen) - time.monotonic()
+        return ahead + 0.001 if ahead > 0 else self._settings.retry_period
 
     def _lost_at(self) -> float:
         """From when on others may hold the lease."""

@@ -141,7 +141,7 @@ def start(cluster: Cluster, folder: Path, name: str, *flags: str) -> Replica:
         *("--webhook-host", "127.0.0.1", "--webhook-port", str(webhook)),
         *("--webhook-url", f"https://127.0.0.1:{webhook}", "--webhook-drain", "0"),
         *("--health-port", str(health), "--health-metrics-port", str(metrics)),
-        *("--leader-duration", "3", "--leader-renew-deadline", "2", "--leader-retry-period", "0.5"),
+        *("--leader-duration", "5", "--leader-renew-deadline", "3", "--leader-retry-period", "0.5"),
         *flags,
     ]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": "/nonexistent"}
