@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -41,6 +42,22 @@ _STEPS = 10
 """More than any pool takes: to shrink three, and as many to end what a crash left undone before it."""
 _TOUCHED = "ipam.spidernet.io/subnet-version"
 """Annotation of a pool that had to be written for its version's sake: the version of the subnet by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One look at the subnet, and then at the pool."""
+
+    subnet: Subnet
+    pool: Pool
+    grants: dict[str, Grant]
+    grant: Grant
+    """The pool's."""
+
+    @property
+    def have(self) -> IPSet:
+        """The pool's addresses."""
+        return pool_addresses(self.pool.spec)
 
 
 class RefusalError(Exception):
@@ -95,17 +112,14 @@ class Cutter:
         if wish.size > MOST_ADDRESSES:
             text = f"an automatic pool has at most {MOST_ADDRESSES} addresses, {wish.size} are asked for"
             raise RefusalError("TooManyAddresses", text)
-        lock = self._locks.of(wish.subnet)
-        async with lock:
-            subnet = await self._subnet(wish)
-            name = await self._name(wish, subnet, kin)
-            for left in reversed(range(_ROUNDS)):
-                try:
-                    return await self._resize(wish, name)
-                except ConflictError as error:
-                    if not left:
-                        raise
-                    log.info("pool %s: beginning anew: %s", name, error)
+        name = await self._name(wish, await self._subnet(wish), kin)
+        for left in reversed(range(_ROUNDS)):
+            try:
+                return await self._resize(wish, name)
+            except ConflictError as error:
+                if not left:
+                    raise
+                log.debug("pool %s: beginning anew: %s", name, error)
         raise AssertionError("unreachable")
 
     async def _subnet(self, wish: Wish) -> Subnet:
@@ -168,107 +182,121 @@ class Cutter:
     async def _resize(self, wish: Wish, name: str) -> bool:
         kept = IPSet(wish.family)
         fenced = False  # whether the pool was written since the ledger marked what is to be free
+        lock = self._locks.of(wish.subnet)
         for _ in range(_STEPS):
-            # The ledger first: a pool that has more than an older ledger gives it says nothing.
-            subnet = await self._store.get(Subnet, wish.subnet)
-            pool = await self._store.get(Pool, name)
-            if pool.metadata.deletion_timestamp is not None:
-                raise ConflictError(f"pool {name} is terminating")
-            grants = ledger_of(subnet)
-            grant = _for_application(grants.get(name) or _nothing(subnet), wish)
-            have = pool_addresses(pool.spec)
-            match next_step(have, grant, wish.size, kept=kept):
-                case Step.REPAIR:
-                    raise LedgerError(f"IPPool {name} has addresses that SpiderSubnet {wish.subnet} does not give it")
-                case Step.GROW:
-                    grant = self._grow(wish, subnet, pool, grants, grant)
-                    await write_ledger(self._store, subnet, {**grants, name: grant})
-                    await self._write(pool, wish, subnet, grant.pool)
-                case Step.WRITE:
-                    self._check(subnet, pool, grant.pool - have)
-                    try:
-                        await self._write(pool, wish, subnet, grant.pool)
-                    except InvalidError as refusal:
-                        await self._take_back(pool, subnet, grants, grant, refusal)
-                    fenced = True
-                case Step.SHRINK:
-                    held = await self._held(pool)
-                    smaller = shrunk(grant, wish.size, held)
-                    if smaller == grant:
-                        await self._write(pool, wish, subnet, have)
-                        return False
-                    await write_ledger(self._store, subnet, {**grants, name: smaller})
+            async with lock:
+                seen = await self._look(wish, name)
+                step = next_step(seen.have, seen.grant, wish.size, kept=kept)
+                if step is Step.RELEASE and fenced:
+                    kept = await self._release(seen)
+                    continue
+                changed = await self._amended(step, wish, seen)
+                if changed is not None:
+                    await self._record(seen, changed)
+            # The pool is written while others have their turn: if it is another version by then, that is found out.
+            match step:
                 case Step.TRIM:
-                    await write_ledger(self._store, subnet, {**grants, name: trimmed(grant, wish.size, have)})
                     fenced = False
                 case Step.RELEASE:
-                    kept = (
-                        await self._release(pool, subnet, grants, grant) if fenced else await self._touch(pool, subnet)
-                    )
+                    await self._touch(seen)
                     fenced = True
-                case Step.DONE:
-                    await self._write(pool, wish, subnet, have)
-                    return not kept
+                case Step.GROW | Step.WRITE:
+                    ips = (changed or seen.grant).pool
+                    self._check(seen, ips - seen.have)
+                    try:
+                        await self._write(seen, wish, ips)
+                    except InvalidError as refusal:
+                        await self._take_back(seen, refusal)
+                    fenced = True
+                case Step.DONE | Step.SHRINK if changed is None:
+                    await self._write(seen, wish, seen.have)
+                    return step is Step.DONE and not kept
         raise ConflictError(f"pool {name} is being changed by somebody else")
 
-    async def _take_back(
-        self, pool: Pool, subnet: Subnet, grants: dict[str, Grant], grant: Grant, refusal: InvalidError
-    ) -> None:
+    async def _look(self, wish: Wish, name: str) -> _Seen:
+        # The ledger first: a pool that has more than an older ledger gives it says nothing.
+        subnet = await self._subnet(wish)
+        pool = await self._store.get(Pool, name)
+        if pool.metadata.deletion_timestamp is not None:
+            raise ConflictError(f"pool {name} is terminating")
+        grants = ledger_of(subnet)
+        return _Seen(subnet, pool, grants, _for_application(grants.get(name) or _nothing(subnet), wish))
+
+    async def _record(self, seen: _Seen, grant: Grant) -> None:
+        await write_ledger(self._store, seen.subnet, {**seen.grants, seen.pool.metadata.name: grant})
+
+    async def _amended(self, step: Step, wish: Wish, seen: _Seen) -> Grant | None:
+        """What the ledger shall say of the pool now, before anything is done to it; None: what it says."""
+        match step:
+            case Step.REPAIR:
+                raise LedgerError(f"IPPool {seen.pool.metadata.name} has what {wish.subnet} does not give it")
+            case Step.GROW:
+                return self._grow(wish, seen)
+            case Step.TRIM:
+                return trimmed(seen.grant, wish.size, seen.have)
+            case Step.SHRINK:
+                smaller = shrunk(seen.grant, wish.size, await self._held(seen.pool))
+                return smaller if smaller != seen.grant else None
+        return None
+
+    async def _take_back(self, seen: _Seen, refusal: InvalidError) -> None:
         """Leave the pool what was claimed since it was marked: admission did not let it go. Raises the refusal."""
-        held = await self._held(pool) & grant.releasing
+        held = await self._held(seen.pool) & seen.grant.releasing
         if not held:
             raise refusal
-        kept = Grant(grant.ips, grant.releasing - held, grant.application)
-        await write_ledger(self._store, subnet, {**grants, pool.metadata.name: kept})
+        await self._record(seen, Grant(seen.grant.ips, seen.grant.releasing - held, seen.grant.application))
 
-    async def _touch(self, pool: Pool, subnet: Subnet) -> IPSet:
-        """Write the pool, so that nobody can write it who has read it before. No address is known to be kept."""
-        annotations = {**pool.metadata.annotations, _TOUCHED: subnet.metadata.resource_version}
-        await self._store.update(replace(pool, metadata=replace(pool.metadata, annotations=annotations)))
-        return IPSet(pool.spec.ip_version or 4)
+    async def _touch(self, seen: _Seen) -> None:
+        """Write the pool, so that nobody can write it who has read it before."""
+        meta = seen.pool.metadata
+        annotations = {**meta.annotations, _TOUCHED: seen.subnet.metadata.resource_version}
+        await self._store.update(replace(seen.pool, metadata=replace(meta, annotations=annotations)))
 
-    async def _release(self, pool: Pool, subnet: Subnet, grants: dict[str, Grant], grant: Grant) -> IPSet:
-        """Free what the pool has lost; the addresses that claims keep from that."""
-        smaller = released(grant, await self._held(pool))
-        await write_ledger(self._store, subnet, {**grants, pool.metadata.name: smaller})
+    async def _release(self, seen: _Seen) -> IPSet:
+        """Free what the pool has lost, but for the addresses that claims keep from that, which are the result."""
+        smaller = released(seen.grant, await self._held(seen.pool))
+        await self._record(seen, smaller)
         if smaller.releasing:
             message = (
                 f"{', '.join(smaller.releasing.to_ranges())} was claimed while the pool was made smaller: pods keep "
                 "that, and nobody else gets it until then"
             )
-            self._events.warning(pool, "ClaimedWhileShrinking", message)
+            self._events.warning(seen.pool, "ClaimedWhileShrinking", message)
         return smaller.releasing
 
-    def _check(self, subnet: Subnet, pool: Pool, new: IPSet) -> None:
+    def _check(self, seen: _Seen, new: IPSet) -> None:
         """Raise LedgerError if the ledger gives the pool what is not the subnet's, or another pool's."""
-        foreign = new - subnet_addresses(subnet.spec)
-        for other in self._others(subnet, pool):
+        foreign = new - subnet_addresses(seen.subnet.spec)
+        for other in self._others(seen):
             foreign |= new & pool_addresses(other.spec)
         if foreign:
             listed = ", ".join(foreign.to_ranges()[:5])
-            raise LedgerError(f"SpiderSubnet {subnet.metadata.name} gives IPPool {pool.metadata.name} {listed}")
+            raise LedgerError(
+                f"SpiderSubnet {seen.subnet.metadata.name} gives IPPool {seen.pool.metadata.name} {listed}"
+            )
 
-    def _others(self, subnet: Subnet, pool: Pool) -> list[Pool]:
-        near = self._index.of_network(network_key(subnet) or "")
-        return [each for each in near if each.metadata.name != pool.metadata.name]
+    def _others(self, seen: _Seen) -> list[Pool]:
+        near = self._index.of_network(network_key(seen.subnet) or "")
+        return [each for each in near if each.metadata.name != seen.pool.metadata.name]
 
-    def _grow(self, wish: Wish, subnet: Subnet, pool: Pool, grants: dict[str, Grant], grant: Grant) -> Grant:
-        free = free_addresses(subnet, grants, self._others(subnet, pool), self._reserved)
+    def _grow(self, wish: Wish, seen: _Seen) -> Grant:
+        free = free_addresses(seen.subnet, seen.grants, self._others(seen), self._reserved)
         avoided: Callable[[int], bool] = lambda number: is_claimed(self._claims, wish.family, number)  # noqa: E731
-        result = grown(grant, wish.size, free, avoided)
+        result = grown(seen.grant, wish.size, free, avoided)
         if isinstance(result, Shortage):
             raise RefusalError(
                 "InsufficientIPs",
-                f"IPPool {pool.metadata.name} for {wish.nic} cannot have {wish.size} addresses: insufficient subnet "
-                f"FreeIPs, required '{result.required}' but only left '{result.left}' in SpiderSubnet {wish.subnet}",
+                f"IPPool {seen.pool.metadata.name} for {wish.nic} cannot have {wish.size} addresses: insufficient "
+                f"subnet FreeIPs, required '{result.required}' but only left '{result.left}' in SpiderSubnet "
+                f"{wish.subnet}",
                 waits=True,
             )
         return result
 
-    async def _write(self, pool: Pool, wish: Wish, subnet: Subnet, ips: IPSet) -> None:
+    async def _write(self, seen: _Seen, wish: Wish, ips: IPSet) -> None:
         """Raises ConflictError if the pool is not in this version any more."""
-        wanted = _dressed(pool, wish, subnet, ips)
-        if wanted != pool:
+        wanted = _dressed(seen.pool, wish, seen.subnet, ips)
+        if wanted != seen.pool:
             await self._store.update(wanted)
 
     async def _held(self, pool: Pool) -> IPSet:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from api.autopools import (
     ANNOTATION_NUMBER,
@@ -41,7 +41,7 @@ from controller.subnets.keeper import Keeper, looks_right
 from controller.subnets.settings import SubnetSettings
 from controller.subnets.thirdparty import ThirdParties
 from controller.work import WorkQueue
-from store.errors import ConflictError, NotFoundError
+from store.errors import ConflictError, ForbiddenError, NotFoundError, UnavailableError
 from store.port import Query
 
 _COMPARE = ""
@@ -269,10 +269,18 @@ class _Shift:
         """The application is not there: its pools go, those apart that wait for the next of its name and kind."""
         if not any(True for _ in self._index.of_application(application)):
             return None
-        found = await self._find(application)
+        third = (application.api_version, application.kind) not in BY_KIND
+        try:
+            found = await self._find(application)
+        except (ForbiddenError, UnavailableError) as error:
+            if not third:
+                raise
+            for pool in list(self._index.of_application(application)):
+                text = f"whether {application} is gone cannot be told: {error}"
+                self._desk.events.warning(pool, "ApplicationUnknown", text)
+            return self._settings.patience
         if found is not None:
             # Third parties' are known by their pods alone: it has none now. Others: the cache is behind.
-            third = (application.api_version, application.kind) not in BY_KIND
             pools = [] if not third else await self._pools_of(application)
             await self._delete(p for p in pools if p.metadata.labels.get(LABEL_APP_UID) != found.metadata.uid)
             return self._settings.patience
@@ -309,7 +317,8 @@ class _Shift:
                     pool.metadata.annotations.get(ANNOTATION_NUMBER, ""),
                     reclaim=False,
                 )
-                await self._cutter.settle(wish, [pool])
+                with suppress(RefusalError):  # of a subnet that is going itself
+                    await self._cutter.settle(wish, [pool])
 
 
 def _goes_with_application(pool: Pool) -> bool:

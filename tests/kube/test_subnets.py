@@ -314,6 +314,7 @@ def test_third_parties_controllers(own: Cluster) -> None:
             await it.becomes(it.sizes, {"kept/eth0/4": 2})
             (pool,) = await it.pools()
             await it.delete("cloneset", "kept")
+            await it.delete("pod", "k1", "--force")  # the garbage collector takes half a minute to learn of a new kind
             await it.until(lambda: gone(it, "pod", "k1"))
             uid = await clone_set(it, "kept")
             await it.apply(clone_pod("k2", uid, fixed, "kept"))
@@ -325,8 +326,19 @@ def test_third_parties_controllers(own: Cluster) -> None:
             await it.told("WrongInput", "flexible")
             (event,) = (e for e in await it.events("WrongInput") if e.involved_object.name == "flexible")
             assert "only supports fixed auto-created IPPool IP Number" in event.message
+            # A kind that the server does not know: whether the application is gone cannot be told.
+            await it.apply(clone_pod("g1", "g", fixed, "ghost", kind="Ghost"))
+            await it.until(lambda: has_pool(it, "ghost/eth0/4"))
+            await it.delete("pod", "g1", "--force")
+            name = next(p.metadata.name for p in await it.pools() if "-ghost-" in p.metadata.name)
+            await it.told("ApplicationUnknown", name)
+            assert await has_pool(it, "ghost/eth0/4")
 
     asyncio.run(scenario())
+
+
+async def has_pool(it: Rig, key: str) -> bool:
+    return key in await it.sizes()
 
 
 async def clone_set(it: Rig, name: str) -> str:
