@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 SUITES = ("ipam", "coordinator", "probe", "service", "agent")
-WITH_API_SERVER = ("store", "alloc")
+WITH_API_SERVER = ("store", "alloc", "reclaim")
 """Run by name only: they need what `make kube` builds."""
 OUTPUT = Path("build/bench.json")
 FIELDS = ("name", "value", "reference", "ratio", "unit", "samples")
