@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -33,6 +34,8 @@ READY_WITHIN = 90.0
 """Seconds that a part of the cluster has until it is ready; on an idle machine it takes a few."""
 _LOOK_EVERY = 0.02
 """Seconds between two looks at a part that is coming up."""
+_PORTS = range(20000, 32000)
+"""Below what Linux gives to outgoing connections (ip_local_port_range), so that a port stays free for a restart."""
 RECORD = "cluster.json"
 """File name of the record, in the folder of the lab's state."""
 
@@ -207,6 +210,17 @@ def _collections() -> Iterator[str]:
                 spec = document["spec"]
                 for version in spec["versions"]:
                     yield f"/apis/{spec['group']}/{version['name']}/{spec['names']['plural']}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody has. Raises LabError if there are not so many."""
+    found: list[int] = []
+    for port in random.sample(_PORTS, 100):
+        with contextlib.suppress(OSError), held(port):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise LabError(f"too few free ports from {_PORTS.start} to {_PORTS.stop}")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import signal
 import time
@@ -12,16 +11,12 @@ from collections.abc import Callable, Sequence
 
 from lab.kube import node
 from lab.kube.build import CONTROL_PLANE, missing, release
-from lab.kube.cluster import RECORD, Cluster, held
+from lab.kube.cluster import RECORD, Cluster, free_ports
 from lab.kube.components import CONTROLLERS, ETCD, ORDER, SERVER, STOP_WITHIN, Place
 from lab.layout import STATE_ROOT, Lab, LabError
 from lab.process import cgroup2_root, end, kill_cgroup
 from lab.state import locked
 from lab.table import Paper
-
-_PORTS = range(20000, 32000)
-"""Below what Linux gives to outgoing connections (ip_local_port_range), so that a port stays free for a restart."""
-
 
 def preflight(lab: Lab) -> None:
     """Whether this machine can carry a cluster. Raises LabError."""
@@ -47,7 +42,7 @@ def up(lab: Lab, paper: Paper, *, crds: bool = False, nodes: bool = False, serve
     down(lab)
     os.makedirs(lab.state, mode=0o700)
     with locked(lab):
-        cluster = Cluster(Place(lab, _free_port(), tuple(server_flags)), {}, complete=False)
+        cluster = Cluster(Place(lab, free_ports(1)[0], tuple(server_flags)), {}, complete=False)
         try:
             _up(cluster, paper, crds=crds, nodes=nodes)
         except BaseException:
@@ -99,9 +94,3 @@ def _remove(lab: Lab) -> None:
     with contextlib.suppress(OSError):  # absent, or another lab's folder is in it
         os.rmdir(STATE_ROOT)
 
-
-def _free_port() -> int:
-    for port in random.sample(_PORTS, 100):
-        with contextlib.suppress(OSError), held(port):
-            return port
-    raise LabError(f"no free port found from {_PORTS.start} to {_PORTS.stop}")

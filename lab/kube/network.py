@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
+from lab.kube import controller
 from lab.kube.build import CNI, program
 from lab.kube.cluster import Cluster
-from lab.layout import SOURCES
+from lab.layout import NODES, SOURCES
 from lab.nodes import CNI_BUILT, HEADERS
 from lab.pods import cgroup
 
@@ -26,11 +27,8 @@ NAMESPACE = "kube-system"
 NETWORK = "underlay"
 """The pods' first network, in manifests/network.yaml."""
 SHIMS = ("spiderpool", "coordinator")
-MANIFESTS = (
-    f"{SOURCES}/deploy/rbac-agent.yaml",
-    f"{HERE}/manifests/multus.yaml",
-    f"{HERE}/manifests/network.yaml",
-)
+RIGHTS = (f"{SOURCES}/deploy/rbac-agent.yaml", f"{HERE}/manifests/multus.yaml")
+DEFINITIONS = f"{HERE}/manifests/network.yaml"
 BIN = "/opt/cni/bin"
 CONFIGURATION = "/etc/cni/net.d"
 AGENT_SOCKET = "/var/run/spidernet/cni.sock"
@@ -45,10 +43,23 @@ def absent() -> list[str]:
 
 
 def install(cluster: Cluster) -> None:
-    """What the whole cluster needs once; our definitions are there already. Raises LabError."""
-    cluster.kubectl("apply", "--server-side", *(word for path in MANIFESTS for word in ("-f", path)))
+    """What has to be there before nodes can be prepared; our kinds are there already. Raises LabError."""
+    cluster.kubectl("apply", "--server-side", *(word for path in RIGHTS for word in ("-f", path)))
     for account in ("multus", "spiderpool-agent"):
         cluster.service_account(NAMESPACE, account)
+
+
+def define(cluster: Cluster) -> None:
+    """The controller, and what it admits: default pools, the coordinator's configuration, the first network.
+
+    The nodes are prepared: the controller looks at the first one's CNI configuration. Raises LabError, OSError.
+    """
+    controller.install(cluster, f"{cluster.place.lab.node(NODES[0].name)}/etc-cni/net.d")
+    controller.start(cluster)
+    cluster.kubectl("apply", "--server-side", "-f", DEFINITIONS)
+    made = (f"net-attach-def/{NETWORK}", f"--namespace={NAMESPACE}", "--for=create")
+    cluster.kubectl("wait", *made, "--timeout=30s")
+    cluster.kubectl("wait", "spidercoordinator/default", "--for=jsonpath={.status.phase}=Synced", "--timeout=30s")
 
 
 def prepare(cluster: Cluster, node: str) -> None:

@@ -56,17 +56,17 @@ def up(cluster: Cluster, paper: Paper) -> None:
     cluster.start(SCHEDULER)
     topology.create(lab)
     network.install(cluster)
-    # The place for what runs once in a cluster, spiderpool-controller: after its rights, before pods want addresses.
     for node in NODES:
         cluster.kubeconfig(f"system:node:{node.name}", ["system:nodes"])
         authority.issue(node.name, node.name, hosts=[node.name, *NODE_ADDRESS[node.name]])
         _prepare(cluster, node.name)
         network.prepare(cluster, node.name)
         points.make()
+    network.define(cluster)
     for node in NODES:
         start(cluster, node.name)
     names = " and ".join(node.name for node in NODES)
-    paper.step(f"{names}: kubelet {release()}, containerd, Multus, spiderpool-agent", time.monotonic() - begin)
+    paper.step(f"{names}: kubelet {release()}, containerd, Multus, spiderpool", time.monotonic() - begin)
 
 
 def start(cluster: Cluster, node: str) -> None:
