@@ -38,28 +38,32 @@ class Owners:
         owner = controller_of(meta)
         if owner is None:
             return Controller(api_version=Pod.TYPE.api_version, kind=Pod.TYPE.kind, name=meta.name, uid=meta.uid)
-        middle = _MIDDLE.get((owner.api_version, owner.kind))
-        if middle is None:
+        if (owner.api_version, owner.kind) not in _MIDDLE:
             return _controller(owner)
         known = self._known.get(owner.uid)
         if known is not None:
             self._known.move_to_end(owner.uid)
             return known
-        kind, above = middle
-        try:
-            found = await self._store.get(kind, owner.name, meta.namespace)
-        except NotFoundError:
-            return _controller(owner)
-        if found.metadata.uid != owner.uid:
-            return _controller(owner)
-        parent = controller_of(found.metadata)
-        is_above = parent is not None and (parent.api_version, parent.kind) == (above.TYPE.api_version, above.TYPE.kind)
-        if parent is None or not is_above:
+        parent = await self._above(owner, meta.namespace)
+        if parent is None:
             return _controller(owner)  # not remembered: it may yet be adopted
         top = self._known[owner.uid] = _controller(parent)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return top
+
+    async def _above(self, owner: OwnerReference, namespace: str) -> OwnerReference | None:
+        """The Deployment or CronJob above a ReplicaSet or Job, if that exists and has one. Raises StoreError."""
+        kind, above = _MIDDLE[owner.api_version, owner.kind]
+        try:
+            found = await self._store.get(kind, owner.name, namespace)
+        except NotFoundError:
+            return None
+        parent = controller_of(found.metadata)
+        if parent is None or found.metadata.uid != owner.uid:
+            return None
+        is_above = (parent.api_version, parent.kind) == (above.TYPE.api_version, above.TYPE.kind)
+        return parent if is_above else None
 
 
 async def top_controller(store: Store, pod: Pod) -> Controller:

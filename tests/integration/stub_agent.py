@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from agent import daemon
-from agent.unixsocket import AddressInUseError
 from agent.settings import SOURCES, Settings
+from agent.unixsocket import AddressInUseError
 from daemon.logs import configure
 from plugins.cni import Call
 from plugins.errors import CniError, InvalidConfigError, IOFailureError, TryAgainLaterError
