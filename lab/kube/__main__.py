@@ -1,4 +1,4 @@
-"""`python -m lab.kube build|up|status|down|pin|pin-cni`: a Kubernetes cluster on this machine."""
+"""`python -m lab.kube build|up|status|down|pin|pin-cni|pin-upstream`: a Kubernetes cluster on this machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from lab.kube import build, lifecycle
 from lab.kube.cluster import Cluster
 from lab.kube.components import ORDER
-from lab.kube.pin import pin, pin_cni
+from lab.kube.pin import pin, pin_cni, pin_upstream
 from lab.layout import Lab, LabError
 from lab.table import Paper
 
@@ -21,9 +21,10 @@ DEFAULT_NAME = "splkube"
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lab.kube", description=__doc__)
     parser.add_argument("--name", default=DEFAULT_NAME, help="the cluster's name, for several at once; begins with spl")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build|up|status|down|pin|pin-cni")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     building = commands.add_parser("build", help="build what is not built yet, from the Go modules that go.mod pins")
     building.add_argument("--node", action="store_true", help="also what a node that runs pods needs")
+    building.add_argument("--upstream", action="store_true", help="also upstream's programs, for tests beside ours")
     starting = commands.add_parser("up", help="etcd, API server and controllers on loopback")
     starting.add_argument("--crds", action="store_true", help="apply our resource definitions")
     starting.add_argument("--node", action="store_true", help="also two nodes that run pods in our network")
@@ -37,11 +38,13 @@ def _arguments() -> argparse.Namespace:
     pinning = commands.add_parser("pin-cni", help="rewrite cni/go.mod and cni/go.sum")
     pinning.add_argument("multus", help="release of Multus, as v4.2.2")
     pinning.add_argument("plugins", help="release of the standard CNI plugins, as v1.9.1")
+    pinning = commands.add_parser("pin-upstream", help="rewrite upstream/go.mod and upstream/go.sum")
+    pinning.add_argument("release", help="of upstream, as v1.2.0")
     return parser.parse_args()
 
 
-def _build(paper: Paper, *, node: bool) -> None:
-    names = (*build.CONTROL_PLANE, *(build.NODE if node else ()))
+def _build(paper: Paper, *, node: bool, upstream: bool) -> None:
+    names = (*build.CONTROL_PLANE, *(build.NODE if node else ()), *(build.UPSTREAM.packages if upstream else ()))
     if build.missing(names):
         begin = time.monotonic()
         paper.heading(f"Kubernetes {build.release()} and what its nodes need into {os.path.relpath(build.CACHE)}")
@@ -83,7 +86,7 @@ def main() -> int:
         lab = Lab(arguments.name)
         match arguments.command:
             case "build":
-                _build(paper, node=arguments.node)
+                _build(paper, node=arguments.node, upstream=arguments.upstream)
             case "up":
                 _up(lab, paper, crds=arguments.crds, nodes=arguments.node, server_flags=arguments.server_flag)
             case "status":
@@ -94,6 +97,8 @@ def main() -> int:
                 paper.line(f"{pin(arguments.release)} modules pinned; `make kube` builds them")
             case "pin-cni":
                 paper.line(f"{pin_cni(arguments.multus, arguments.plugins)} modules pinned; `make kube` builds them")
+            case "pin-upstream":
+                paper.line(f"{pin_upstream(arguments.release)} modules pinned; `make kube` builds them")
     except LabError as error:
         print(f"lab.kube: {error}", file=sys.stderr)
         return 2

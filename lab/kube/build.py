@@ -1,8 +1,8 @@
 """Builds programs from the Go modules that go.mod and go.sum pin; what is built once is found again.
 
-Kubernetes and etcd are pinned here, the CNI plugins in cni/: they want other versions of the same libraries. Binaries
-lie in build/kube/<key>/, where the key follows from everything that decides what is in them. Go's own caches make a
-second checkout cheap: it only links.
+Kubernetes and etcd are pinned here, the CNI plugins in cni/, upstream in upstream/: they want other versions of the
+same libraries. Binaries lie in build/kube/<key>/, where the key follows from everything that decides what is in them.
+Go's own caches make a second checkout cheap: it only links.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = f"{SOURCES}/build/kube"
 PLUGINS = "github.com/containernetworking/plugins"
 MULTUS = "gopkg.in/k8snetworkplumbingwg/multus-cni.v4"
+SPIDERPOOL = "github.com/spidernet-io/spiderpool"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,16 @@ CNI = Pins(
     },
 )
 """Multus is the plain executable, not the daemon: it comes and goes with each call, as our plugins do."""
+UPSTREAM = Pins(
+    f"{HERE}/upstream",
+    {
+        f"upstream-{name}": f"{SPIDERPOOL}/cmd/{name}"
+        for name in ("spiderpool", "coordinator", "spiderpool-agent", "spiderpool-controller")
+    },
+)
+"""What we replace, for tests of the way from there and back. The Go checksum database has no record of it, but
+go.sum holds its hash as any other's."""
+ALL = (KUBERNETES, CNI, UPSTREAM)
 CONTROL_PLANE = ("etcd", "kubectl", "kube-apiserver", "kube-controller-manager")
 NODE = ("kube-scheduler", "kubelet", *CNI.packages)
 """What a node that runs pods needs besides."""
@@ -114,7 +125,7 @@ def build(paper: Paper, names: Iterable[str] = CONTROL_PLANE) -> None:
     """Build what is missing of `names`, one at a time. Raises LabError with what the compiler says."""
     if missing(names) and shutil.which("go") is None:
         raise LabError(f"go is not installed; Kubernetes {release()} needs the Go that {HERE}/go.mod names, or newer")
-    for pins in (KUBERNETES, CNI):
+    for pins in ALL:
         os.makedirs(folder(pins), exist_ok=True)
     with _alone(paper):
         for name in missing(names):
@@ -132,14 +143,14 @@ def missing(names: Iterable[str]) -> list[str]:
     wanted = set(names)
     return [
         name
-        for pins in (KUBERNETES, CNI)
+        for pins in ALL
         for name in pins.packages
         if name in wanted and not os.access(f"{folder(pins)}/{name}", os.X_OK)
     ]
 
 
 def _pins(name: str) -> Pins:
-    return CNI if name in CNI.packages else KUBERNETES
+    return next((pins for pins in ALL if name in pins.packages), KUBERNETES)
 
 
 @contextlib.contextmanager

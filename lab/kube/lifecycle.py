@@ -18,6 +18,7 @@ from lab.process import cgroup2_root, end, kill_cgroup
 from lab.state import locked
 from lab.table import Paper
 
+
 def preflight(lab: Lab) -> None:
     """Whether this machine can carry a cluster. Raises LabError."""
     if os.geteuid():
@@ -93,4 +94,3 @@ def _remove(lab: Lab) -> None:
         raise LabError(f"{lab.state} cannot be removed")
     with contextlib.suppress(OSError):  # absent, or another lab's folder is in it
         os.rmdir(STATE_ROOT)
-
