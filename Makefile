@@ -45,8 +45,8 @@ test-integration: dev-env shim-all ## real network namespaces, sockets, packets,
 test-e2e: dev-env shim ## the lab, through its public surface (root)
 	@$(PY) tests/run.py $(BIN)/pytest tests/e2e
 
-kube: kube-env ## build Kubernetes and etcd from the Go modules that lab/kube/go.mod pins
-	@$(PY) -m lab.kube build --node
+kube: kube-env ## build Kubernetes, etcd and upstream from the Go modules that lab/kube/**/go.mod pin
+	@$(PY) -m lab.kube build --node --upstream
 
 test-kube: kube ## against a real API server and kubelets; not part of `make test` yet (root, Go 1.25 or later)
 	@$(PY) tests/run.py $(BIN)/pytest tests/kube

@@ -72,8 +72,7 @@ UPSTREAM = Pins(
         for name in ("spiderpool", "coordinator", "spiderpool-agent", "spiderpool-controller")
     },
 )
-"""What we replace, for tests of the way from there and back. The Go checksum database has no record of it, but
-go.sum holds its hash as any other's."""
+"""What we replace, for tests beside it and of the way from there and back."""
 ALL = (KUBERNETES, CNI, UPSTREAM)
 CONTROL_PLANE = ("etcd", "kubectl", "kube-apiserver", "kube-controller-manager")
 NODE = ("kube-scheduler", "kubelet", *CNI.packages)
