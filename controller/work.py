@@ -50,7 +50,8 @@ class WorkQueue(Generic[K]):
         self._due: dict[K, float] = {}
         """Key to the time (of the loop's clock) from which it may be worked on."""
         self._heap: list[tuple[float, int, K]] = []
-        """The same by time; an entry whose time is not the one in `_due` any more is void."""
+        """The same by time, but for keys that are being worked on. An entry whose time is not the one in `_due` any more
+        is void."""
         self._count = 0
         self._busy: set[K] = set()
         self._failures: dict[K, int] = {}
@@ -62,10 +63,14 @@ class WorkQueue(Generic[K]):
         if key in self._due and self._due[key] <= due:
             return
         self._due[key] = due
-        self._count += 1
-        heapq.heappush(self._heap, (due, self._count, key))
+        if key not in self._busy:
+            self._push(due, key)
         DEPTH.labels(self._name).set(len(self._due))
         self._changed.set()
+
+    def _push(self, due: float, key: K) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (due, self._count, key))
 
     @property
     def idle(self) -> bool:
@@ -94,6 +99,8 @@ class WorkQueue(Generic[K]):
                     self.add(key, again)
             finally:
                 self._busy.discard(key)
+                if key in self._due:
+                    self._push(self._due[key], key)
                 self._changed.set()
 
     def _failed(self, key: K, error: Exception) -> None:
@@ -113,30 +120,17 @@ class WorkQueue(Generic[K]):
         """The key that is due longest and that nobody works on."""
         while True:
             self._changed.clear()
-            now = asyncio.get_running_loop().time()
-            waiting: list[tuple[float, int, K]] = []
-            found: K | None = None
-            while self._heap and found is None:
-                due, _, key = self._heap[0]
-                if self._due.get(key) != due:
-                    heapq.heappop(self._heap)
-                elif due > now:
-                    break
-                elif key in self._busy:
-                    waiting.append(heapq.heappop(self._heap))
-                else:
-                    heapq.heappop(self._heap)
-                    found = key
-            for entry in waiting:
-                heapq.heappush(self._heap, entry)
-            if found is not None:
-                del self._due[found]
-                self._busy.add(found)
+            while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+                heapq.heappop(self._heap)
+            due = self._heap[0][0] if self._heap else None
+            if due is not None and due <= asyncio.get_running_loop().time():
+                key = heapq.heappop(self._heap)[2]
+                del self._due[key]
+                self._busy.add(key)
                 DEPTH.labels(self._name).set(len(self._due))
-                return found
-            later = [entry[0] for entry in self._heap[:1] if entry[2] not in self._busy]
+                return key
             try:
-                async with asyncio.timeout_at(later[0] if later else None):
+                async with asyncio.timeout_at(due):
                     await self._changed.wait()
             except TimeoutError:
                 continue

@@ -102,3 +102,29 @@ def test_a_sooner_time_replaces_a_later_one_and_a_later_one_replaces_none() -> N
         assert queue.idle
 
     asyncio.run(scenario())
+
+
+def test_a_key_that_is_worked_on_for_long_and_due_again_delays_no_other() -> None:
+    async def scenario() -> None:
+        entered, go, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def reconcile(key: str) -> None:
+            if key == "slow":
+                entered.set()
+                await go.wait()
+            else:
+                done.set()
+
+        queue = WorkQueue("test", reconcile, workers=2)
+        queue.add("slow")
+
+        async def act() -> None:
+            await entered.wait()
+            queue.add("slow")
+            queue.add("other", 0.05)
+            await done.wait()
+            go.set()
+
+        await while_running(queue, act)
+
+    asyncio.run(scenario())
