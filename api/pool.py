@@ -25,6 +25,9 @@ A pool without it whose status has records was served by upstream last: those ar
 CLAIMS_AUTHORITATIVE = "authoritative"
 """Its value."""
 
+ANNOTATION_SCAN = "ipam.spidernet.io/scan-requested"
+"""Annotation of any pool that asks the leading controller, whenever its value changes, to look at all claims."""
+
 
 class Route(Struct, frozen=True, kw_only=True):
     """A route that pods of the pool get: `dst` is a CIDR, `gw` an address of the same family."""

@@ -1,4 +1,4 @@
-"""The command line: `spiderpoolctl apply|get|delete|ip`."""
+"""The command line: `spiderpoolctl apply|get|delete|ip|pool|gc`."""
 
 from __future__ import annotations
 
@@ -6,37 +6,36 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from ipaddress import ip_address
+from typing import Any
 
-from api.claim import Address, Claim, claim_name
-from api.pool import Pool
-from api.validate.pool import pool_addresses
-from cli import manifests
-from cli.apply import apply
+from api.claim import Address, Claim
+from cli import address as addresses
+from cli import manifests, scan
+from cli.apply import apply, check_cluster
 from cli.delete import delete
+from cli.explain import explain
 from cli.naming import KIND_LIST, CliError, find_kind
 from cli.output import FORMATS, render
+from cli.target import DEFAULT_STORE, STORE_VARIABLE, choose, opened
 from store.errors import NotFoundError, StoreError
 from store.port import Query, Store
-from store.sqlite import SqliteStore
-
-DEFAULT_STORE = "/var/lib/spidernet/store.db"
-STORE_VARIABLE = "SPIDERPOOL_STORE_PATH"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 1 if the command failed, 2 if it was misspelt."""
     arguments = _parser().parse_args(argv)
     try:
+        arguments.target = choose(arguments, os.environ)
         asyncio.run(arguments.run(arguments))
         return 0
     except CliError as error:
         for line in error.lines:
             print(f"error: {line}", file=sys.stderr)
     except StoreError as error:
-        print(f"error: store {arguments.store}: {error}", file=sys.stderr)
+        print(f"error: {arguments.target}: {error}", file=sys.stderr)
     except BrokenPipeError:  # the reader of our output has seen enough; keep the interpreter's last flush quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -47,9 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _apply(arguments: argparse.Namespace) -> None:
     try:
         objects = manifests.load(arguments.file, arguments.namespace)
+        if arguments.target.is_cluster:
+            check_cluster(objects)
     except CliError as error:
         raise CliError(*error.lines, "nothing was changed") from None
-    async with _store(arguments.store, create=True) as store:
+    async with _opened(arguments, create=True) as store:
         await apply(store, objects, print)
 
 
@@ -58,7 +59,7 @@ async def _get(arguments: argparse.Namespace) -> None:
     if arguments.all_namespaces and arguments.name:
         raise CliError("a name and --all-namespaces exclude each other")
     namespace = arguments.namespace if kind.TYPE.namespaced and not arguments.all_namespaces else ""
-    async with _store(arguments.store) as store:
+    async with _opened(arguments) as store:
         if arguments.name:
             try:
                 found = [await store.get(kind, arguments.name, namespace)]
@@ -87,62 +88,64 @@ async def _delete(arguments: argparse.Namespace) -> None:
             raise CliError(f"which of the {kind.TYPE.plural}? delete takes KIND NAME...")
         namespace = arguments.namespace if kind.TYPE.namespaced else ""
         targets = [(kind, name, namespace) for name in arguments.name]
-    async with _store(arguments.store) as store:
+    async with _opened(arguments) as store:
         await delete(store, targets, print, missing_ok=arguments.ignore_not_found)
 
 
 async def _ip_show(arguments: argparse.Namespace) -> None:
-    address: Address = arguments.ip
-    async with _store(arguments.store) as store:
-        try:
-            claim = await store.get(Claim, claim_name(address))
-        except NotFoundError:
-            raise CliError(f"nobody has {address}: {await _where_it_lies(store, address)}") from None
-    print(render(Claim, [claim], arguments.output, single=True, namespaces=False), end="", flush=True)
+    async with _opened(arguments) as store:
+        claim = await addresses.find(store, _wanted(arguments))
+        if not arguments.output:
+            text = await addresses.describe(store, claim, cluster=arguments.target.is_cluster)
+        else:
+            text = render(Claim, [claim], arguments.output, single=True, namespaces=False)
+    print(text, end="", flush=True)
 
 
-async def _where_it_lies(store: Store, address: Address) -> str:
-    pools = [
-        pool.metadata.name
-        for pool in (await store.list(Pool)).items
-        if pool.spec.ip_version == address.version and address in pool_addresses(pool.spec)
-    ]
-    return f"it is an unclaimed address of pool {', '.join(pools)}" if pools else "it is in no pool"
+async def _ip_release(arguments: argparse.Namespace) -> None:
+    cluster = arguments.target.is_cluster
+    async with _opened(arguments) as store:
+        print(await addresses.release(store, _wanted(arguments), force=arguments.force, cluster=cluster))
 
 
-@asynccontextmanager
-async def _store(path: str, *, create: bool = False) -> AsyncIterator[Store]:
-    if create:
-        _make_folder(path)
-    else:
-        _require(path)
-    store = await SqliteStore.open(path)
-    try:
-        yield store
-    finally:
-        await store.close()
+async def _ip_set(arguments: argparse.Namespace) -> None:
+    raise CliError(
+        f"{arguments.ip} was not given to pod {arguments.namespace}/{arguments.pod}: addresses are given by the agent"
+        " of the pod's node alone, which puts them on the NIC as well",
+        "to have a pod get a certain address, name a pool that consists of it in annotation ipam.spidernet.io/ippool",
+    )
 
 
-def _make_folder(path: str) -> None:
-    try:
-        os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise CliError(f"cannot create the folder of the store {path}: {error.strerror}") from None
+async def _pool_explain(arguments: argparse.Namespace) -> None:
+    _require_cluster(arguments, "pods say which pools they want only in a cluster")
+    namespace, slash, name = arguments.pod.partition("/")
+    namespace, name = (namespace, name) if slash else (arguments.namespace, arguments.pod)
+    async with _opened(arguments) as store:
+        print(await explain(store, namespace, name, arguments.default_network), end="", flush=True)
 
 
-def _require(path: str) -> None:
-    """Reading must not create an empty store where the user only mistyped a path."""
-    try:
-        os.stat(path)
-    except PermissionError:
-        raise CliError(f"no permission for the store {path}: it belongs to root") from None
-    except OSError:
-        raise CliError(
-            f"there is no store at {path} yet: the agent or `spiderpoolctl apply -f FILE` creates it; "
-            f"another one is named by --store or {STORE_VARIABLE}"
-        ) from None
-    if not os.access(path, os.R_OK | os.W_OK):  # reading, too, writes: SQLite's shared memory is a file beside it
-        raise CliError(f"no permission for the store {path}: it belongs to root")
+async def _gc(arguments: argparse.Namespace) -> None:
+    _require_cluster(arguments, "on a machine of its own the agents collect all the time")
+    async with _opened(arguments) as store:
+        print(await scan.request(store))
+
+
+def _require_cluster(arguments: argparse.Namespace, why: str) -> None:
+    if not arguments.target.is_cluster:
+        raise CliError(f"this command is for clusters (--kubeconfig or --context): {why}")
+
+
+def _wanted(arguments: argparse.Namespace) -> Address:
+    """The address, which may be given in either way. Raises CliError."""
+    given = {address for address in (arguments.address, arguments.ip) if address is not None}
+    if len(given) != 1:
+        raise CliError("which address? give one, as ADDRESS or --ip ADDRESS")
+    address: Address = given.pop()
+    return address
+
+
+def _opened(arguments: argparse.Namespace, *, create: bool = False) -> AbstractAsyncContextManager[Store]:
+    return opened(arguments.target, create=create)
 
 
 def _address(text: str) -> Address:
@@ -154,12 +157,10 @@ def _address(text: str) -> Address:
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--store",
-        metavar="PATH",
-        default=os.environ.get(STORE_VARIABLE) or DEFAULT_STORE,
-        help=f"SQLite store (default: ${STORE_VARIABLE}, or else {DEFAULT_STORE})",
-    )
+    where = common.add_argument_group("where objects live", "A machine's file, or a cluster's API; see docs/cli.md.")
+    where.add_argument("--store", metavar="PATH", help=f"SQLite store (default: ${STORE_VARIABLE} or {DEFAULT_STORE})")
+    where.add_argument("--kubeconfig", metavar="PATH", help="kubeconfig file of the cluster")
+    where.add_argument("--context", metavar="NAME", help="its context (default: the current one)")
     scoped = argparse.ArgumentParser(add_help=False)
     scoped.add_argument("-n", "--namespace", metavar="NS", default="default", help="namespace (default: default)")
     shown = argparse.ArgumentParser(add_help=False)
@@ -167,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="spiderpoolctl",
-        description="Show and change the pools, services and endpoints of one machine.",
+        description="Show and change the pools and addresses of a machine or a cluster.",
         epilog=f"Kinds: {KIND_LIST}. Each may be named by kind, plural, singular or short name.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -196,13 +197,58 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--ignore-not-found", action="store_true", help="missing objects are no error")
     command.set_defaults(run=_delete)
 
-    addresses = commands.add_parser("ip", help="questions about one address").add_subparsers(
-        metavar="COMMAND", required=True
+    _add_ip(commands, common, shown)
+    _add_pool(commands, common, scoped)
+    command = commands.add_parser(
+        "gc",
+        parents=[common],
+        help="take back addresses that nobody uses",
+        description="Ask the leading controller to look at all claims now.",
     )
-    command = addresses.add_parser("show", parents=[common, shown], help="which pod has an address")
-    command.add_argument("--ip", metavar="ADDRESS", required=True, type=_address)
-    command.set_defaults(run=_ip_show)
+    command.set_defaults(run=_gc)
     return parser
+
+
+Commands = Any  # argparse's type for what add_subparsers returns is private
+
+
+def _add_ip(commands: Commands, common: argparse.ArgumentParser, shown: argparse.ArgumentParser) -> None:
+    ip = commands.add_parser("ip", help="questions about one address").add_subparsers(metavar="COMMAND", required=True)
+    wanted = argparse.ArgumentParser(add_help=False)
+    wanted.add_argument("address", metavar="ADDRESS", nargs="?", type=_address)
+    wanted.add_argument("--ip", metavar="ADDRESS", type=_address, help="the same, as upstream spells it")
+
+    command = ip.add_parser("show", parents=[common, shown, wanted], help="who has an address")
+    command.set_defaults(run=_ip_show)
+
+    command = ip.add_parser("release", parents=[common, wanted], help="give an address back that nobody uses")
+    command.add_argument(
+        "-f", "--force", action="store_true", help="also if it is kept for somebody; never if it is in use"
+    )
+    command.set_defaults(run=_ip_release)
+
+    command = ip.add_parser("set", parents=[common], help="refused: tells what to do instead")
+    for flag in ("--ip", "--pod", "--namespace", "--containerid", "--node", "--interface"):
+        command.add_argument(flag, default="", type=_address if flag == "--ip" else str)
+    command.set_defaults(run=_ip_set)
+
+
+def _add_pool(commands: Commands, common: argparse.ArgumentParser, scoped: argparse.ArgumentParser) -> None:
+    pool = commands.add_parser("pool", help="questions about pools").add_subparsers(metavar="COMMAND", required=True)
+    command = pool.add_parser(
+        "explain",
+        parents=[common, scoped],
+        help="which pools a pod may use, and why not the others",
+        description="Which pools each NIC of a pod may use, in which order, and why not the others.",
+    )
+    command.add_argument("pod", metavar="[NAMESPACE/]POD")
+    command.add_argument(
+        "--default-network",
+        metavar="NAMESPACE/NAME",
+        default=os.environ.get("MULTUS_CLUSTER_NETWORK", ""),
+        help="NetworkAttachmentDefinition of pods' first NIC (default: $MULTUS_CLUSTER_NETWORK, as for agents)",
+    )
+    command.set_defaults(run=_pool_explain)
 
 
 if __name__ == "__main__":

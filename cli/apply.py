@@ -12,6 +12,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from api.claim import LABEL_POOL, Claim, label_value
+from api.kinds import OWN
 from api.meta import ObjectMeta, R, Resource
 from api.pool import Pool
 from api.validate import Surroundings, defaulted, errors
@@ -59,6 +60,17 @@ async def apply(store: Store, objects: list[Given], say: Callable[[str], None]) 
         failures = [result for result in results if isinstance(result, BaseException)]
         if failures:
             raise failures[0]
+
+
+def check_cluster(objects: Iterable[Given]) -> None:
+    """Raises CliError for kinds that a cluster has more members of than we know: writing them would lose those."""
+    problems = [
+        f"{given.place}: it belongs to Kubernetes, use kubectl apply"
+        for given in objects
+        if type(given.resource) not in OWN
+    ]
+    if problems:
+        raise CliError(*problems)
 
 
 async def _plan(store: Store, objects: list[Given]) -> list[_Step]:

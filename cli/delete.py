@@ -63,6 +63,6 @@ async def _reason(store: Store, left: Resource) -> str:
     query = Query(labels={LABEL_POOL: label_value(left.metadata.name)})
     held = sorted(claim.spec.address for claim in (await store.list(Claim, query)).items)
     if not held:
-        return f"no address is claimed, the agent removes it soon ({finalizers})"
+        return f"no address is claimed, it goes soon ({finalizers})"
     shown = ", ".join(held[:_NAMED_CLAIMS]) + (", …" if len(held) > _NAMED_CLAIMS else "")
     return f"{len(held)} of its addresses are claimed ({shown}), it goes with the last of them ({finalizers})"

@@ -18,6 +18,7 @@ from api.apps import StatefulSet, VirtualMachineInstance, controller_of
 from api.claim import Claim
 from api.core import Node, Pod
 from api.meta import Resource
+from api.pool import ANNOTATION_SCAN, Pool
 from api.reclaim import Action, Verdict, is_static, judge
 from controller.reclaim.endpoints import Endpoints
 from controller.reclaim.index import Index, holder_of
@@ -49,6 +50,7 @@ class Reclaim:
         self._settings = settings
         self._switches = settings.switches()
         self._watched = Watched(desk.caches)
+        self._pools = desk.caches.of(Pool)
         self._releaser = Releaser(desk, settings)
         self._provider = provider
         self._endpoints = Endpoints(desk, settings)
@@ -89,6 +91,7 @@ class Reclaim:
             stack.callback(self._watched.sets.listen(self._set_changed))
             stack.callback(self._watched.instances.listen(self._machine_changed))
             stack.callback(self._watched.machines.listen(self._machine_changed))
+            stack.callback(self._pools.listen(self._pool_changed))
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._queue.run())
                 group.create_task(self._endpoints.run(self._index))
@@ -185,6 +188,13 @@ class Reclaim:
         if self._scanned and (new is None or meta.deletion_timestamp is not None):
             waiting = self._index.waiting((meta.namespace, VirtualMachineInstance.TYPE.kind, meta.name))
             self._consider_all(waiting, self._settings.settle)
+
+    def _pool_changed(self, old: Pool | None, new: Pool | None) -> None:
+        """Somebody may ask for a scan by a pool's annotation; pools themselves make no claim suspect."""
+        asked = new.metadata.annotations.get(ANNOTATION_SCAN) if new is not None else None
+        if asked and old is not None and old.metadata.annotations.get(ANNOTATION_SCAN) != asked:
+            _log.info("asked for a scan by pool %s", old.metadata.name)
+            self.scan()
 
     # Looking
 

@@ -228,7 +228,7 @@ def _filter(
             passed.append(f"{name}: {reason}")
     if refused > _TOLD:
         passed.append(f"and {refused - _TOLD} others")
-    return Candidates(family, tuple(sorted(fit, key=_specificity)), tuple(passed))
+    return Candidates(family, tuple(sorted(fit, key=specificity)), tuple(passed))
 
 
 def _absence(name: str, family: Family) -> str:
@@ -317,7 +317,7 @@ _RULES: tuple[Callable[[PoolFacts, Asker], str], ...] = (_node, _namespace, _pod
 """In upstream's order, which decides what a person reads first."""
 
 
-def _specificity(pool: PoolFacts) -> tuple[bool, ...]:
+def specificity(pool: PoolFacts) -> tuple[bool, ...]:
     """Sort key: the most specific pool first; the sort is stable, so that listed order decides the rest."""
     spec = pool.spec
     return tuple(

@@ -35,8 +35,9 @@ from plugins.ipam.answer import Given
 from plugins.ipam.candidates import PoolFacts
 from plugins.ipam.catalog import Catalog
 from plugins.ipam.claims import ClaimWriter
+from plugins.ipam.complaints import Complaints
 from plugins.ipam.concurrency import KeyLocks, container_key, pod_key, together
-from plugins.ipam.config import network_name, parse_config, parse_request
+from plugins.ipam.config import Request, network_name, parse_config, parse_request
 from plugins.ipam.detection import Detector
 from plugins.ipam.endpoints import EndpointWriter
 from plugins.ipam.fate import Fates
@@ -53,6 +54,7 @@ from plugins.ipam.takeover import TakeOvers
 from plugins.ipam.view import Views
 from store.errors import InvalidError, NotFoundError, StoreError
 from store.port import Store
+from store.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ class Ipam(Plugin):
             provider=provider,
         )
         self._endpoints = EndpointWriter(store, node, settings.endpoint_queue, owners_collect=knows_pods)
+        self._complaints = Complaints(Recorder(store, "spiderpool-agent", node))
         self._locks = KeyLocks()
         self._group: asyncio.TaskGroup | None = None
         self._house = Housekeeping(
@@ -121,6 +124,7 @@ class Ipam(Plugin):
                     group.create_task(informer.run())
                 group.create_task(self._pods.run())
                 group.create_task(self._endpoints.run())
+                group.create_task(self._complaints.run())
                 group.create_task(self._repair_endpoints())
                 group.create_task(self._house.run())
         finally:
@@ -261,7 +265,8 @@ class Ipam(Plugin):
                     container_key(request.container_id, request.nic), pod_key(request.identity, request.nic)
                 )
                 async with locks:
-                    given = await self._allocator.allocate(request, call.netns_fd, timer.when() or math.inf)
+                    with self._complaining(request):
+                        given = await self._allocator.allocate(request, call.netns_fd, timer.when() or math.inf)
         log.info("gave %s", _told(given.entry))
         if given.unreachable and request.nic == last_nic(request.facts):
             routes = ", ".join(f"{route.dst} via {route.gw}" for route in given.unreachable)
@@ -324,6 +329,16 @@ class Ipam(Plugin):
             limit = f"{command} has {self._settings.add_deadline:g} s in all (ipam.add_deadline)"
             waited = "the store, the network, or addresses that other ADDs may give back"
             raise TryAgainLaterError("it took too long", f"{limit}; it waited for {waited}") from error
+
+    @contextmanager
+    def _complaining(self, request: Request) -> Iterator[None]:
+        """Errors that the pod's owner can do something about, also as an event on the pod."""
+        try:
+            yield
+        except CniError as error:
+            if request.facts is not None:
+                self._complaints.about(request.facts.pod, request.nic, error)
+            raise
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         if self._group is None:

@@ -307,6 +307,21 @@ def test_ip_show(shell: Shell) -> None:
     assert "it is in no pool" in shell.err
 
 
+def test_an_address_is_released_only_if_that_is_insisted_on(shell: Shell) -> None:
+    assert shell.apply(POOL) == 0
+    shell.create(claim("172.30.40.10"))
+    assert shell("ip", "show", "172.30.40.10") == 0
+    shown = {line.partition(":")[0]: line.partition(":")[2].strip() for line in shell.out.splitlines()}
+    assert (shown["Pool"], shown["Pod"], shown["Node"]) == ("web-v4", "web/front-1 (UID u-1)", "node-1")
+    assert shell("ip", "release", "172.30.40.10") == 1
+    assert "was not released, it is kept for pod web/front-1" in shell.err
+    assert "--force" in shell.err
+    assert shell("ip", "release", "--ip", "172.30.40.10", "-f") == 0
+    assert shell.out == "172.30.40.10 of pool web-v4 released, it was pod web/front-1's\n"
+    assert shell("ip", "release", "172.30.40.10", "--force") == 1
+    assert "nobody has 172.30.40.10" in shell.err
+
+
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [

@@ -1,0 +1,114 @@
+"""Who holds an address, and whether it may be taken from them: the reclaim's own decision, for one claim."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
+from api.claim import Claim
+from api.core import Node, Pod
+from api.meta import R
+from api.reclaim import Action, Switches, Verdict, Witness, is_static, judge, workload_key
+from api.workloads import is_valid_stateful_pod, is_valid_virtual_machine
+from store.errors import NotFoundError
+from store.port import Store
+
+SWITCHES = Switches(delay=timedelta(seconds=30))
+"""The controller's as shipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What is known of a claim's holder."""
+
+    verdict: Verdict
+    """What the reclaim would do with the claim now."""
+    pod: Pod | None = None
+    """The pod with the claim's UID."""
+    locked: str = ""
+    """Why even somebody who insists may not release it; empty if they may."""
+
+
+def pod_name(claim: Claim) -> str:
+    """Name of the claim's pod as the claim has it."""
+    workload = claim.spec.workload
+    return (workload.pod or workload.name) if workload else ""
+
+
+async def in_cluster(store: Store, claim: Claim, moment: datetime) -> Holder:
+    """The holder of a claim in a cluster; all that decides is read from the API server. Raises StoreError."""
+    witness = await _witness(store, claim)
+    locked = ""
+    spec = claim.spec
+    if spec.state == "Allocated" and spec.pod_uid and witness.pod is not None:
+        # A StatefulSet or virtual machine that wants the address back can be overruled, a pod that uses it cannot.
+        bare = judge(claim, replace(witness, valid=False), SWITCHES, moment)
+        locked = "" if bare.action is Action.RELEASE else bare.reason
+    elif spec.state == "Allocated" and not spec.pod_uid and witness.node is not None:
+        locked = f"its container may run on node {spec.node}, whose agent alone knows it"
+    return Holder(judge(claim, witness, SWITCHES, moment), witness.pod, locked)
+
+
+def on_machine(claim: Claim) -> Holder:
+    """The holder of a claim on a machine without Kubernetes, where a claim lives as long as its container."""
+    spec = claim.spec
+    if spec.state == "Quarantined":
+        return Holder(judge(claim, Witness(None), SWITCHES, datetime.now(UTC)))
+    if spec.netns and spec.netns_inode and _inode(spec.netns) == spec.netns_inode:
+        reason = f"its network namespace {spec.netns} is there"
+        return Holder(Verdict(Action.KEEP, reason), locked=reason)
+    return Holder(Verdict(Action.KEEP, "its runtime has not said that its container is gone"))
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+async def _witness(store: Store, claim: Claim) -> Witness:
+    spec = claim.spec
+    if spec.state == "Quarantined":
+        return Witness(None)
+    pod, namesake = await _pod(store, claim) if spec.pod_uid else (None, None)
+    node = pod.spec.node_name if pod else spec.node
+    return Witness(
+        pod=pod,
+        namesake=namesake,
+        node=await _get(store, Node, node) if node else None,
+        valid=await _valid(store, claim) if is_static(claim, SWITCHES) else False,
+    )
+
+
+async def _pod(store: Store, claim: Claim) -> tuple[Pod | None, Pod | None]:
+    """The pod with the claim's UID, or else the one that has its name now.
+
+    A claim that was written by hand may name its pod wrongly: before a UID counts as gone, all pods are looked at.
+    """
+    workload, name = claim.spec.workload, pod_name(claim)
+    namesake = await _get(store, Pod, name, workload.namespace) if workload and workload.namespace and name else None
+    if namesake is not None and namesake.metadata.uid == claim.spec.pod_uid:
+        return namesake, None
+    pods = (await store.list(Pod)).items
+    return next((pod for pod in pods if pod.metadata.uid == claim.spec.pod_uid), None), namesake
+
+
+async def _valid(store: Store, claim: Claim) -> bool:
+    key = workload_key(claim)
+    if key is None:
+        return False
+    namespace, kind, name = key
+    if kind == StatefulSet.TYPE.kind:
+        return is_valid_stateful_pod(pod_name(claim), await _get(store, StatefulSet, name, namespace))
+    instance = await _get(store, VirtualMachineInstance, name, namespace)
+    return is_valid_virtual_machine(instance, await _get(store, VirtualMachine, name, namespace))
+
+
+async def _get(store: Store, kind: type[R], name: str, namespace: str = "") -> R | None:
+    try:
+        return await store.get(kind, name, namespace)
+    except NotFoundError:
+        return None
