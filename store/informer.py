@@ -10,7 +10,7 @@ from random import uniform
 from typing import Generic
 
 from api.meta import R
-from store.errors import ExpiredError, NotServedError, UnavailableError
+from store.errors import ExpiredError, ForbiddenError, NotServedError, StoreError, UnavailableError
 from store.port import EVERYTHING, Event, Listing, Query, Store
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,10 @@ BACKOFF_FIRST = 0.05
 
 BACKOFF_MOST = 5.0
 """Seconds between attempts at most; half to all of it is waited, so that many informers do not come back as one."""
+
+RESTART = 8
+"""Attempts in a row, about ten seconds of them, in which a store may say that it has no such kind or no right for us
+though it had: an API server that has just been started knows neither definitions nor rights for a moment."""
 
 
 class Informer(Generic[R]):
@@ -70,10 +74,14 @@ class Informer(Generic[R]):
     async def run(self) -> None:
         """List and watch until cancelled; what `on_change` raises ends it too.
 
-        Raises NotServedError if the informer is `optional`; others wait for their kind to be defined.
+        Raises ForbiddenError if the first list is refused; what was allowed once is waited for, since an API server
+        that has just started refuses with 403 until it has read its roles. An `optional` informer gives up after
+        `RESTART` attempts, with NotServedError or ForbiddenError; others also wait for their kind to be defined.
         """
+        loop = asyncio.get_running_loop()
         failures = 0
         while True:
+            began = loop.time()
             try:
                 self._apply_list(await self._store.list(self._kind, self._query))
                 async with aclosing(self._store.watch(self._kind, self._query, str(self._position))) as events:
@@ -82,13 +90,23 @@ class Informer(Generic[R]):
                         self._apply(event)
             except ExpiredError as error:
                 log.info("%s: listing again: %s", self._kind.TYPE.kind, error)
-            except UnavailableError as error:
-                if self._optional and isinstance(error, NotServedError):
+            except (UnavailableError, ForbiddenError) as error:
+                if self._is_final(error, failures):
                     raise
                 log.warning("%s: waiting for the store: %s", self._kind.TYPE.kind, error)
+            if loop.time() - began > BACKOFF_MOST:
+                failures = 0
             failures += 1
             longest = min(BACKOFF_MOST, BACKOFF_FIRST * 2 ** min(failures - 1, 16))
             await asyncio.sleep(uniform(longest / 2, longest))
+
+    def _is_final(self, error: StoreError, failures: int) -> bool:
+        """Whether to give up, at an error after so many failures in a row."""
+        if not isinstance(error, NotServedError | ForbiddenError):
+            return False
+        if not self.is_synced:
+            return self._optional or isinstance(error, ForbiddenError)
+        return self._optional and failures >= RESTART
 
     def get(self, name: str, namespace: str = "") -> R | None:
         """The cached object."""
