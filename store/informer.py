@@ -74,9 +74,10 @@ class Informer(Generic[R]):
     async def run(self) -> None:
         """List and watch until cancelled; what `on_change` raises ends it too.
 
-        Raises ForbiddenError if the first list is refused; what was allowed once is waited for, since an API server
-        that has just started refuses with 403 until it has read its roles. An `optional` informer gives up after
-        `RESTART` attempts, with NotServedError or ForbiddenError; others also wait for their kind to be defined.
+        Raises ForbiddenError if the first list is refused `RESTART` times; what was allowed once is waited for. An API
+        server that has just started refuses with 403 until it has read its roles, also informers that start later than
+        their process. An `optional` informer gives up at once, or after `RESTART` attempts if it had its kind, with
+        NotServedError or ForbiddenError; others also wait for their kind to be defined.
         """
         loop = asyncio.get_running_loop()
         failures = 0
@@ -105,7 +106,7 @@ class Informer(Generic[R]):
         if not isinstance(error, NotServedError | ForbiddenError):
             return False
         if not self.is_synced:
-            return self._optional or isinstance(error, ForbiddenError)
+            return self._optional or (isinstance(error, ForbiddenError) and failures >= RESTART)
         return self._optional and failures >= RESTART
 
     def get(self, name: str, namespace: str = "") -> R | None:

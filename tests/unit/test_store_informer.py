@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from api.claim import Claim, ClaimSpec
 from api.meta import ObjectMeta, R
-from store.errors import ExpiredError, UnavailableError
+from store.errors import ExpiredError, ForbiddenError, UnavailableError
 from store.informer import Informer
 from store.port import EVERYTHING, Event, Listing, Query
 from store.sqlite import SqliteSettings, SqliteStore
@@ -188,6 +188,18 @@ def test_survives_a_broken_watch_and_tells_the_difference(tmp_path: os.PathLike[
             assert informer.get("is-replaced") == again
             await store.create(claim("later"))
             assert await changes.until(1) == [("new", "later")]
+
+    informed(tmp_path, test)
+
+
+def test_begins_while_the_store_does_not_know_its_rights_yet(tmp_path: os.PathLike[str]) -> None:
+    """A pool's view is opened by an ADD: its informer must not end the agent."""
+
+    async def test(store: Gated, informer: Informer[Claim], changes: Changes) -> None:
+        store.broken = [ForbiddenError("roles are not read yet") for _ in range(2)]
+        await store.create(claim("there"))
+        async with running(informer):
+            assert await changes.until(1) == [("new", "there")]
 
     informed(tmp_path, test)
 
