@@ -129,12 +129,22 @@ class VirtualMachine(Resource, frozen=True, kw_only=True):
     TYPE: ClassVar[Kind] = Kind("kubevirt.io", "v1", "VirtualMachine", "virtualmachines", namespaced=True, partial=True)
 
 
+class VirtualMachineInstanceStatus(Struct, frozen=True, kw_only=True):
+    """`status` of a VirtualMachineInstance."""
+
+    node_name: str = ""
+    """Where it runs; during a live migration the source."""
+    phase: str = ""
+    """Pending, Scheduling, Scheduled, Running, Succeeded, Failed or Unknown."""
+
+
 class VirtualMachineInstance(Resource, frozen=True, kw_only=True):
-    """A KubeVirt VirtualMachineInstance: only whether it is there, and who owns it."""
+    """A KubeVirt VirtualMachineInstance: whether it is there, who owns it, and where it runs."""
 
     TYPE: ClassVar[Kind] = Kind(
         "kubevirt.io", "v1", "VirtualMachineInstance", "virtualmachineinstances", namespaced=True, partial=True
     )
+    status: VirtualMachineInstanceStatus = VirtualMachineInstanceStatus()
 
 
 class VirtualMachineInstanceMigration(Resource, frozen=True, kw_only=True):

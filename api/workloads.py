@@ -82,12 +82,22 @@ def is_valid_stateful_pod(pod_name: str, stateful_set: StatefulSet | None) -> bo
     return number is not None and start <= number < start + (1 if spec.replicas is None else spec.replicas)
 
 
-def is_valid_virtual_machine(instance: VirtualMachineInstance | None, machine: VirtualMachine | None) -> bool:
-    """Whether a virtual machine runs or can be started again; both objects have its name, None for what is gone."""
+def is_valid_virtual_machine(
+    instance: VirtualMachineInstance | None, machine: VirtualMachine | None, node: str = ""
+) -> bool:
+    """Whether a virtual machine runs or can be started again; both objects have its name, None for what is gone.
+
+    One that is being deleted is not valid, unless it still runs on another node than `node`, that of its claim: the
+    target of a live migration got the claim, and the migration failed. The source's end is its own, which the end of
+    the target's pod says nothing about.
+    """
     leaving = instance is not None and instance.metadata.deletion_timestamp is not None
     if instance is not None and not leaving:
         return True
     if instance is not None:
+        status = instance.status
+        if node and status.node_name not in ("", node) and status.phase not in ("Succeeded", "Failed"):
+            return True
         owner = controller_of(instance.metadata)
         if owner is None or owner.kind != VirtualMachine.TYPE.kind:
             return False

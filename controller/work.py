@@ -50,7 +50,7 @@ class WorkQueue(Generic[K]):
         self._due: dict[K, float] = {}
         """Key to the time (of the loop's clock) from which it may be worked on."""
         self._heap: list[tuple[float, int, K]] = []
-        """The same by time, but for keys that are being worked on. An entry whose time is not the one in `_due` is void."""
+        """The same by time, but for keys that are worked on. An entry whose time is not the one in `_due` is void."""
         self._count = 0
         self._busy: set[K] = set()
         self._failures: dict[K, int] = {}

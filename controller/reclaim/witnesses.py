@@ -79,7 +79,7 @@ class Remembered:
         if kind == StatefulSet.TYPE.kind:
             return is_valid_stateful_pod(pod_name(claim), self._watched.sets.get(name, namespace))
         instance, machine = self._watched.instances.get(name, namespace), self._watched.machines.get(name, namespace)
-        return is_valid_virtual_machine(instance, machine)
+        return is_valid_virtual_machine(instance, machine, claim.spec.node)
 
 
 class Fresh:
@@ -92,7 +92,7 @@ class Fresh:
         self._by_name: dict[tuple[str, str], Pod] = {}
         self._nodes: dict[str, Node | None] = {}
         self._sets: dict[WorkloadKey, StatefulSet | None] = {}
-        self._machines: dict[WorkloadKey, bool] = {}
+        self._machines: dict[WorkloadKey, tuple[VirtualMachineInstance | None, VirtualMachine | None]] = {}
 
     async def read_pods(self, claims: Collection[Claim]) -> None:
         """Read the claims' pods. Raises StoreError.
@@ -159,9 +159,8 @@ class Fresh:
             return is_valid_stateful_pod(pod_name(claim), self._sets[key])
         if key not in self._machines:
             instance = await self._get(VirtualMachineInstance, name, namespace)
-            machine = await self._get(VirtualMachine, name, namespace)
-            self._machines[key] = is_valid_virtual_machine(instance, machine)
-        return self._machines[key]
+            self._machines[key] = instance, await self._get(VirtualMachine, name, namespace)
+        return is_valid_virtual_machine(*self._machines[key], claim.spec.node)
 
     async def _get(self, kind: type[R], name: str, namespace: str = "") -> R | None:
         try:

@@ -53,7 +53,7 @@ class Fates:
         if is_virtual_machine(controller) and self._settings.enable_kubevirt_static_ip:
             instance = await self._get(VirtualMachineInstance, workload.name, namespace)
             machine = await self._get(VirtualMachine, workload.name, namespace)
-            if is_valid_virtual_machine(instance, machine):
+            if is_valid_virtual_machine(instance, machine, spec.node):
                 return f"virtual machine {namespace}/{workload.name} is there"
         return ""
 

@@ -22,6 +22,7 @@ from api.apps import (
     StatefulSetSpec,
     VirtualMachine,
     VirtualMachineInstance,
+    VirtualMachineInstanceStatus,
 )
 from api.claim import Controller
 from api.core import Pod, PodSpec, PodStatus
@@ -138,6 +139,24 @@ def test_virtual_machines_are_valid(
     vmi: VirtualMachineInstance | None, machine: ObjectMeta | None, valid: bool
 ) -> None:
     assert is_valid_virtual_machine(vmi, VirtualMachine(metadata=machine) if machine else None) is valid
+
+
+@pytest.mark.parametrize(
+    ("claimed_on", "runs_on", "phase", "valid"),
+    [
+        ("target", "source", "Running", True),  # a migration to there failed, and the source is being shut down
+        ("source", "source", "Running", False),
+        ("target", "source", "Succeeded", False),
+        ("target", "", "Scheduling", False),
+        ("", "source", "Running", False),
+    ],
+)
+def test_a_failed_migration_leaves_the_address_with_the_source(
+    claimed_on: str, runs_on: str, phase: str, valid: bool
+) -> None:
+    status = VirtualMachineInstanceStatus(node_name=runs_on, phase=phase)
+    leaving = VirtualMachineInstance(metadata=GOING, status=status)
+    assert is_valid_virtual_machine(leaving, None, claimed_on) is valid
 
 
 def job(**spec: Any) -> Job:
