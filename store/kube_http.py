@@ -7,6 +7,7 @@ can take, and says so with 429, which is obeyed. What is limited is how many req
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import logging
 import socket
@@ -96,6 +97,7 @@ class Client:
         self._points = asyncio.Semaphore(settings.points)
         self._scans = asyncio.Semaphore(settings.scans)
         self._limits: set[asyncio.Timeout] = set()
+        self._streams: set[Callable[[], None]] = set()
         # no limit on connections: a watch keeps one, and requests are counted here
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE, socket_factory=_socket)
         self._session = aiohttp.ClientSession(
@@ -113,6 +115,8 @@ class Client:
         for limit in self._limits:
             if not limit.expired():
                 limit.reschedule(now)  # aiohttp closes connections, but wakes nobody who reads from one
+        for expire in self._streams:
+            expire()
         await asyncio.sleep(0)
         await self._session.close()
         await self._credentials.close()
@@ -255,13 +259,27 @@ class Client:
                     raise NotSentError("the credentials were renewed")
                 raise _refused(response, body)
 
-    async def more(self, response: aiohttp.ClientResponse, deadline: float) -> bytes:
+    @contextmanager
+    def ending(self, response: aiohttp.ClientResponse, deadline: float) -> Generator[None, None, None]:
+        """While the context lasts, the stream ends with LostError at the deadline, a loop time, or with the session.
+
+        By one timer for all of the stream: a timeout around each read would cost more than most reads.
+        """
+        expire = functools.partial(_break_off, response)
+        timer = asyncio.get_running_loop().call_at(deadline, expire)
+        self._streams.add(expire)
+        try:
+            yield
+        finally:
+            self._streams.discard(expire)
+            timer.cancel()
+
+    async def more(self, response: aiohttp.ClientResponse) -> bytes:
         """What comes next of a stream; empty at its end. Raises LostError."""
         if self.closing.is_set():
             return b""
         with _translated():
-            async with self._bounded(deadline):
-                return await response.content.readany()
+            return await response.content.readany()
 
     async def _access(self) -> Access:
         if self.closing.is_set():
@@ -298,6 +316,11 @@ def _translated() -> Generator[None, None, None]:
         raise LostError("the API server did not answer in time") from error
     except (aiohttp.ClientError, OSError) as error:
         raise LostError(f"the connection broke: {error or type(error).__name__}") from error
+
+
+def _break_off(stream: ClientResponse) -> None:
+    """Wake up who reads from the stream, now or later, with the end of his time."""
+    stream.content.set_exception(TimeoutError())
 
 
 def _refused(response: ClientResponse, body: bytes) -> RefusedError:

@@ -1,6 +1,7 @@
 """SpiderEndpoints of this node's pods: a view for people and upstream's clients, written after the ADD has answered.
 
-No decision relies on it, so a write that fails is tried a few times, logged and left.
+No decision relies on it, so a write that fails is tried a few times, logged and left. And it can wait: to the API
+server an endpoint is as dear as a claim, and in a burst of pods it is the claims that are waited for.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 from msgspec.structs import replace
 
@@ -25,9 +28,13 @@ from store.port import Store
 log = logging.getLogger(__name__)
 
 _DELAY = 0.2
-"""Seconds that changes are gathered: a pod's NICs come one after the other, and a burst of ADDs goes first."""
-_BATCH = 64
-"""Endpoints written at a time; they share a commit."""
+"""Seconds without an ADD after which endpoints are written: a pod's NICs come one after the other, and so do pods."""
+_PATIENCE = 5.0
+"""Seconds after which an endpoint is written though ADDs go on."""
+_SHARE = 3
+"""While they go on, so many times as long as a write took nothing is written."""
+_BATCH = 8
+"""Endpoints written at a time when there are no ADDs; each takes a connection of its own to the API server."""
 _ATTEMPTS = 5
 
 Key = tuple[str, str]
@@ -53,6 +60,8 @@ class _Change:
     """What is to be written about one pod."""
 
     subject: Subject
+    since: float
+    """Loop time from which it waits."""
     nics: dict[str, EndpointIP | None] = field(default_factory=dict)
     """NIC to its entry; None if the NIC has no addresses any more."""
 
@@ -75,6 +84,20 @@ class EndpointWriter:
         self._wake = asyncio.Event()
         self._busy = False
         self._dropping = False
+        self._adds = 0
+        """ADDs under way."""
+        self._last_add = 0.0
+        """Loop time at which one ended last."""
+
+    @contextmanager
+    def yielding(self) -> Iterator[None]:
+        """An ADD is under way: what can wait does not get in its way."""
+        self._adds += 1
+        try:
+            yield
+        finally:
+            self._adds -= 1
+            self._last_add = asyncio.get_running_loop().time()
 
     def attached(self, claim: Claim, entry: EndpointIP) -> None:
         """The NIC of `entry` got its addresses, one of which is the claim's."""
@@ -99,22 +122,39 @@ class EndpointWriter:
                     log.warning("too many endpoints wait to be written, %s/%s and further ones are left out", *key)
                 self._dropping = True
                 return
-            change = self._changes[key] = _Change(subject)
+            change = self._changes[key] = _Change(subject, asyncio.get_running_loop().time())
         change.subject = subject
         change.nics[nic] = entry
         self._wake.set()
 
     async def run(self) -> None:
-        """Write until cancelled."""
+        """Write until cancelled: what waits longest first."""
+        loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
             await asyncio.sleep(_DELAY)
             self._busy = True
             while self._changes:
-                keys = list(self._changes)[:_BATCH]
+                began = loop.time()
+                calm = not self._adds and began >= self._last_add + _DELAY
+                if not calm and not self._pressing(began):
+                    await asyncio.sleep(_DELAY)
+                    continue
+                keys = list(islice(self._changes, _BATCH if calm else 1))
                 await asyncio.gather(*(self._write(key, self._changes.pop(key)) for key in keys))
+                if not calm and not self._crowded:
+                    await asyncio.sleep(_SHARE * (loop.time() - began))
             self._wake.clear()
             self._busy = self._dropping = False
+
+    def _pressing(self, now: float) -> bool:
+        """Whether the endpoint that waits longest cannot wait any more."""
+        return self._crowded or now >= next(iter(self._changes.values())).since + _PATIENCE
+
+    @property
+    def _crowded(self) -> bool:
+        """Whether endpoints would soon have to be left out."""
+        return len(self._changes) > self._limit // 2
 
     @property
     def idle(self) -> bool:

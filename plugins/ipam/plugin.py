@@ -153,7 +153,8 @@ class Ipam(Plugin):
         metrics.allocations.inc()
         started = time.monotonic()
         try:
-            return await self._attach(call)
+            with self._endpoints.yielding():
+                return await self._attach(call)
         except BaseException as error:
             metrics.allocation_failures.inc()
             _classify(error, _ALLOCATION_FAILURES, metrics.allocation_internal)

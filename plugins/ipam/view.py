@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from ipaddress import ip_address
 from itertools import islice
 from random import Random
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any
 
 from api.claim import LABEL_POOL, Claim, claim_name, label_value
@@ -177,8 +177,12 @@ class PoolView:
 
 
 def _number(claim: Claim) -> int:
-    """The claim's address as a number. The name says it too, and a claim is found by its name."""
-    return int(ip_address(claim.spec.address))
+    """The claim's address as a number. The name says it too, and a claim is found by its name.
+
+    Not by `ipaddress`, which takes ten times as long: every agent does this for every claim of the pools that it uses.
+    """
+    family = AF_INET if claim.spec.ip_version == 4 else AF_INET6
+    return int.from_bytes(inet_pton(family, claim.spec.address))
 
 
 async def any_change(views: Sequence[PoolView]) -> None:

@@ -116,7 +116,8 @@ def add(node: Node, pool: str, pod: str, uid: str, netns_fd: int) -> tuple[str, 
         connection.connect(node.socket)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", netns_fd))]
         sent = connection.sendmsg([frame], rights)
-        connection.sendall(frame[sent:])
+        if sent < len(frame):  # a quick agent has answered and hung up by now
+            connection.sendall(frame[sent:])
         reply = bytearray()
         while chunk := connection.recv(65536):
             reply += chunk
