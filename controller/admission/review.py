@@ -92,7 +92,7 @@ async def mutated(entry: Entry, review: Review, context: Context) -> Json:
     except msgspec.ValidationError:
         return _answer(review, None)
     defaulted = await entry.default(typed, _lenient(entry, request.old_object), context)
-    return _answer(review, None, difference(_plain(typed), _plain(defaulted)))
+    return _answer(review, None, difference(_as_sent(_plain(typed), new), _plain(defaulted)))
 
 
 async def validated(entry: Rules[Any], review: Review, context: Context) -> Json:
@@ -165,6 +165,15 @@ def _only_leaves(request: Request) -> bool:
 def _undecodable(error: msgspec.ValidationError) -> Any:
     text, _, where = str(error).partition(" - at `$")
     return invalid(where.rstrip("`").lstrip(".") or "object", None, text)
+
+
+def _as_sent(plain: Json, sent: Json) -> Json:
+    """`plain` without what only decoding put there: a patch may not name a member of a `spec` that is not there."""
+    return {
+        key: _as_sent(value, sent[key]) if isinstance(value, dict) and isinstance(sent[key], dict) else value
+        for key, value in plain.items()
+        if key in sent
+    }
 
 
 def _plain(resource: Resource) -> Json:
