@@ -14,7 +14,7 @@ from ipaddress import ip_interface
 
 from api.annotations import MIGRATION
 from api.apps import VirtualMachineInstanceMigration
-from api.claim import LABEL_WORKLOAD, Claim, claim_name, workload_label
+from api.claim import LABEL_WORKLOAD, Claim, Workload, claim_name, workload_label
 from api.core import Pod
 from api.endpoint import Endpoint
 from api.meta import now
@@ -33,21 +33,21 @@ class RetainedClaims:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def find(self, namespace: str, name: str, nic: str) -> list[Claim]:
+    async def find(self, workload: Workload, nic: str) -> list[Claim]:
         """What the workload holds for the NIC, whichever of its pods the claims name. Raises StoreError.
 
         The API server has no index on labels: a list by label makes it look at every claim of the cluster. So the
         endpoint is asked first, and as it is only a view, believed in no more than that the claims it names prove.
         """
-        label = workload_label(namespace, name)
-        names = hinted(await self._endpoint(namespace, name), nic)
+        names = hinted(await self._endpoint(workload.namespace, workload.name), nic)
         if names:
             read = await asyncio.gather(*(self._claim(claim) for claim in names))
-            claims = [claim for claim in read if claim is not None and _is_kept(claim, label, nic)]
+            claims = [claim for claim in read if claim is not None and _is_kept(claim, workload, nic)]
             if len(claims) == len(names) and not partial(claims):
                 return claims
+        label = workload_label(workload.namespace, workload.name)
         listing = await self._store.list(Claim, Query(labels={LABEL_WORKLOAD: label}))
-        return [claim for claim in listing.items if _is_kept(claim, label, nic)]
+        return [claim for claim in listing.items if _is_kept(claim, workload, nic)]
 
     async def migrates(self, facts: PodFacts) -> bool:
         """Whether the pod is the target of a live migration. Raises StoreError."""
@@ -133,10 +133,15 @@ def split(
     return kept, [claim for family, claim in claims.items() if family not in kept]
 
 
-def _is_kept(claim: Claim, label: str, nic: str) -> bool:
-    return (
-        claim.spec.state == "Allocated" and claim.spec.nic == nic and claim.metadata.labels.get(LABEL_WORKLOAD) == label
-    )
+def _is_kept(claim: Claim, workload: Workload, nic: str) -> bool:
+    label = workload_label(workload.namespace, workload.name)
+    kept = claim.metadata.labels.get(LABEL_WORKLOAD) == label and _kind(claim.spec.workload) == _kind(workload)
+    return kept and claim.spec.state == "Allocated" and claim.spec.nic == nic
+
+
+def _kind(workload: Workload | None) -> str:
+    """A StatefulSet's pod and a virtual machine may have the same name."""
+    return workload.controller.kind if workload is not None and workload.controller is not None else ""
 
 
 def _pod_name(claim: Claim) -> str:

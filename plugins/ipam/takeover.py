@@ -96,7 +96,7 @@ class TakeOvers:
         request = attempt.request
         facts = request.facts
         assert facts is not None  # noqa: S101 - only a pod has a predecessor
-        found = await self._retained.find(request.workload.namespace, request.workload.name, request.nic)
+        found = await self._retained.find(request.workload, request.nic)
         found = [claim for claim in found if set_key(claim) != (request.identity, request.nic)]
         if not found:
             return {}, []

@@ -350,3 +350,23 @@ def test_live_migration_shares_the_address_and_the_source_frees_nothing(kubevirt
             assert claim.spec.pod_uid == final.uid
 
     asyncio.run(main())
+
+
+def test_a_virtual_machine_and_a_stateful_pod_of_one_name_keep_apart(kubevirt: Cluster) -> None:
+    async def main() -> None:
+        async with world(kubevirt) as there, there.node("node1") as ipam:
+            v4 = await there.pool("v4", 10, 99)
+            instance = await machine(there, "db-0")
+            launcher = await there.pod("virt-launcher-db-0-aaaaa", pools(v4), "node1", instance)
+            machines = await ipam.add(launcher.call())
+            await settled(ipam)
+            await there.delete_pod(launcher)
+            await ipam.delete(launcher.call("DEL"))
+            await there.stateful_set("db", 1, pools(v4))
+            pod = await there.bound("db-0", "node1")
+            pods = await ipam.add(pod.call())
+            assert addresses(pods) != addresses(machines)
+            following = await there.pod("virt-launcher-db-0-bbbbb", pools(v4), "node1", instance)
+            assert await ipam.add(following.call()) == machines
+
+    asyncio.run(main())
