@@ -58,6 +58,10 @@ class LabelSelector(Struct, frozen=True, kw_only=True):
     """Expressions that must all hold."""
 
 
+Selector = Annotated[LabelSelector | None, Meta(extra_json_schema={"x-kubernetes-map-type": "atomic"})]
+"""Server-side apply replaces a selector as a whole: one merged of two would select what nobody asked for."""
+
+
 class PoolSpec(Struct, frozen=True, kw_only=True):
     """`spec` of a SpiderIPPool; `ipVersion` and `subnet` are immutable."""
 
@@ -73,13 +77,13 @@ class PoolSpec(Struct, frozen=True, kw_only=True):
     """Next hop of the default route; an address of the subnet outside the net ranges."""
     routes: list[Route] | None = None
     """Further routes that pods of the pool get."""
-    pod_affinity: LabelSelector | None = None
+    pod_affinity: Selector = None
     """Only pods that match may use the pool; must not be empty."""
-    namespace_affinity: LabelSelector | None = None
+    namespace_affinity: Selector = None
     """Only pods of namespaces that match may use the pool; ignored beside `namespaceName`."""
     namespace_name: list[str] | None = None
     """Only pods of these namespaces may use the pool."""
-    node_affinity: LabelSelector | None = None
+    node_affinity: Selector = None
     """Only pods on nodes that match may use the pool; ignored beside `nodeName`."""
     node_name: list[str] | None = None
     """Only pods on these nodes may use the pool."""

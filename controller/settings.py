@@ -86,9 +86,12 @@ class WebhookSettings:
     )
     """Name of the MutatingWebhookConfiguration and the ValidatingWebhookConfiguration, which the leading controller
     writes."""
-    service: str = "spiderpool-controller"
-    """Name of the Service, in the namespace of the installation, by which the API server reaches the replicas."""
-    service_port: int = 5722
+    service: str = field(
+        default="spiderpool-controller", metadata=upstream(variable="SPIDERPOOL_CONTROLLER_DEPLOYMENT_NAME")
+    )
+    """Name of the Service, in the namespace of the installation, by which the API server reaches the replicas. (In
+    upstream's chart it is called as the Deployment is, and has the port that the pods listen on.)"""
+    service_port: int = field(default=5722, metadata=upstream(variable="SPIDERPOOL_WEBHOOK_PORT"))
     """Port of that Service."""
     url: str = ""
     """`https://HOST:PORT` by which the API server reaches this process, in place of the Service: for an API server

@@ -18,5 +18,5 @@ def table(settings: Settings, caches: Caches) -> tuple[Entry, ...]:
     if settings.multus.enabled:
         entries.append(multus.ADMISSION)
     if settings.injection.enabled:
-        entries.append(multus.pod_injection(settings.injection, caches))
+        entries.append(multus.pod_injection(settings.injection, caches, settings.pod.namespace))
     return tuple(entries)

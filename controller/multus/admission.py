@@ -41,17 +41,21 @@ async def _validate(new: MultusConfig, old: MultusConfig | None, context: Contex
 ADMISSION = Rules(MultusConfig, _default, _validate)
 
 
-def namespace_selector(settings: InjectionSettings) -> dict[str, Any]:
-    """The namespaces whose pods are looked at, a metav1.LabelSelector."""
+def namespace_selector(settings: InjectionSettings, installation: str) -> dict[str, Any]:
+    """The namespaces whose pods are looked at, a metav1.LabelSelector.
+
+    Never that of the installation: if all controllers are gone, no new one could be created for want of an answer.
+    """
+    excluded = [*settings.namespaces_exclude, installation]
     expressions = [
-        {"key": _NAMESPACE_NAME, "operator": operator, "values": list(names)}
-        for operator, names in (("NotIn", settings.namespaces_exclude), ("In", settings.namespaces_include))
+        {"key": _NAMESPACE_NAME, "operator": operator, "values": list(dict.fromkeys(names))}
+        for operator, names in (("NotIn", excluded), ("In", settings.namespaces_include))
         if names
     ]
-    return {"matchExpressions": expressions} if expressions else {}
+    return {"matchExpressions": expressions}
 
 
-def pod_injection(settings: InjectionSettings, caches: Caches) -> Injection:
+def pod_injection(settings: InjectionSettings, caches: Caches, installation: str) -> Injection:
     """What changes created pods. Asks for caches, so call it before they run; whether to call it at all is a setting.
 
     Caches answer for the many pods that nothing is injected into. Only before a pod is denied for want of
@@ -71,4 +75,4 @@ def pod_injection(settings: InjectionSettings, caches: Caches) -> Injection:
             result = inject(pod, namespace, annotations, fresh, demand, installation=context.namespace)
         return result
 
-    return Injection(Pod, injected, namespace_selector=namespace_selector(settings))
+    return Injection(Pod, injected, namespace_selector=namespace_selector(settings, installation))

@@ -32,7 +32,8 @@ class InjectionSettings:
         default=("kube-system", "spiderpool", "metallb-system", "istio-system"),
         metadata=upstream(key="podResourceInject.namespacesExclude"),
     )
-    """Namespaces whose pods are left alone; they also come up when no controller is there to answer."""
+    """Namespaces whose pods are left alone; they also come up when no controller is there to answer. That of the
+    installation always is one."""
     namespaces_include: tuple[str, ...] = field(
         default=(), metadata=upstream(key="podResourceInject.namespacesInclude")
     )

@@ -557,6 +557,33 @@ REFUSED: list[tuple[str, Json, int, str, str]] = [
 ]
 
 
+class TestServerSideApply:
+    def apply(self, ask: Requests, manager: str, **spec: object) -> Json:
+        body = manifest(POOLS, "applied", subnet="10.62.0.0/24", **spec)
+        path = f"{API}/{POOLS}/applied?fieldManager={manager}&force=true"
+        status, answer = ask("PATCH", path, body, "application/apply-patch+yaml")
+        assert status in (200, 201), answer
+        return answer
+
+    def test_the_same_again_changes_nothing(self, ask: Requests) -> None:
+        try:
+            first = self.apply(ask, "one", ips=["10.62.0.9", "10.62.0.8"])
+            again = self.apply(ask, "one", ips=["10.62.0.9", "10.62.0.8"])
+            assert first["spec"]["ips"] == again["spec"]["ips"] == ["10.62.0.8-10.62.0.9"]
+            assert first["metadata"]["generation"] == again["metadata"]["generation"]
+        finally:
+            ask.remove(POOLS, "applied")
+
+    @pytest.mark.parametrize("member", ["podAffinity", "namespaceAffinity", "nodeAffinity"])
+    def test_a_selector_is_replaced_and_not_merged(self, ask: Requests, member: str) -> None:
+        try:
+            self.apply(ask, "one", **{member: {"matchLabels": {"app": "one"}}})
+            answer = self.apply(ask, "two", **{member: {"matchLabels": {"tier": "two"}}})
+            assert answer["spec"][member] == {"matchLabels": {"tier": "two"}}
+        finally:
+            ask.remove(POOLS, "applied")
+
+
 class TestStoredBefore:
     """Objects from before our definitions; what is wrong with one can be mended, and does not spoil the others."""
 

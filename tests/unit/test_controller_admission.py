@@ -19,6 +19,9 @@ from controller.admission.configurations import Address, mutating, validating
 from controller.admission.patch import difference
 from controller.admission.rules import Injection, Rules, mutate_path, validate_path
 from controller.admission.status import refused
+from controller.multus.admission import namespace_selector
+from controller.multus.settings import InjectionSettings
+from controller.settings import SOURCES
 
 Json = dict[str, Any]
 keys = st.sampled_from(["a", "b", "spec", "x/y", "x~y", ""])
@@ -126,6 +129,23 @@ async def _nothing(*_: Any) -> Any:
     raise AssertionError("not called")
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (InjectionSettings(namespaces_exclude=()), [("NotIn", ["there"])]),
+        (InjectionSettings(namespaces_exclude=("a", "there")), [("NotIn", ["a", "there"])]),
+        (
+            InjectionSettings(namespaces_exclude=("a",), namespaces_include=("b", "there")),
+            [("NotIn", ["a", "there"]), ("In", ["b", "there"])],
+        ),
+    ],
+)
+def test_our_own_pods_never_wait_for_us(settings: InjectionSettings, expected: list[tuple[str, list[str]]]) -> None:
+    found = namespace_selector(settings, "there")["matchExpressions"]
+    assert [(each["operator"], each["values"]) for each in found] == expected
+    assert {each["key"] for each in found} == {"kubernetes.io/metadata.name"}
+
+
 def test_configurations_by_service_and_by_url() -> None:
     table = (
         Rules(Pool, _nothing, _nothing, _nothing),
@@ -149,3 +169,12 @@ def test_configurations_by_service_and_by_url() -> None:
     url = Address("https://[::1]:5722")
     assert validating(table, url, b"CA")[0].client_config.url == f"https://[::1]:5722{validate_path(Pool)}"
     assert url.names() == {"::1"}
+
+
+def test_the_service_is_found_as_upstreams_chart_calls_it() -> None:
+    environ = {"SPIDERPOOL_CONTROLLER_DEPLOYMENT_NAME": "mine", "SPIDERPOOL_WEBHOOK_PORT": "6000"}
+    webhook = SOURCES.load([], environ)[0].webhook
+    assert (webhook.configuration, webhook.port) == ("mine", 6000)
+    address = webhook.address("there")
+    assert (address.service, address.port) == ("mine", 6000)
+    assert "mine.there.svc" in address.names()
