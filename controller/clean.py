@@ -19,6 +19,7 @@ from api.core import Pod
 from api.kinds import OWN
 from api.meta import GROUP, Resource
 from api.webhook import MutatingWebhookConfiguration, ValidatingWebhookConfiguration
+from controller.election import depose
 from store.errors import ConflictError, NotFoundError, StoreError
 from store.port import Query, Store
 
@@ -26,6 +27,12 @@ SRIOV_GROUP: Final = "sriovnetwork.openshift.io"
 _SRIOV_WEBHOOKS: Final = ("network-resources-injector-config", "sriov-operator-webhook-config")
 _KEPT: Final = "sriovoperatorconfigs.sriovnetwork.openshift.io"
 """The SR-IOV operator makes its own default object of this kind, and stumbles over its absence."""
+_IDENTITY: Final = "spiderpool-controller-clean"
+_REIGN: Final = 600
+"""Seconds for which nobody leads while we clean; thousands of objects take a minute or two."""
+_INTERREGNUM: Final = 30
+"""Seconds for which nobody leads afterwards: by then all controllers have seen that their kinds are gone, without which
+none leads; and who installs anew does not wait for long."""
 _AT_A_TIME: Final = 16
 _ATTEMPTS: Final = 4
 
@@ -42,13 +49,24 @@ async def remove_webhooks(store: Store, validating: Iterable[str], mutating: Ite
             await store.delete(MutatingWebhookConfiguration, name)
 
 
-async def clean(store: Store, *, validating: str, mutating: str, namespace: str = "", job: str = "") -> list[str]:
+async def clean(
+    store: Store, *, validating: str, mutating: str, lease: str, namespace: str, job: str = ""
+) -> list[str]:
     """Remove everything; returns what went wrong.
 
-    `validating` and `mutating` are names of our webhook configurations, which go first: without them nobody asks for
+    The chart's hook runs while controllers still do. Their leader would put the webhook configurations back at once,
+    and with the controllers gone nobody could create a pod any more: so it is deposed first, by its Lease `lease` in
+    the installation's `namespace`.
+
+    `validating` and `mutating` are names of our webhook configurations, which go next: without them nobody asks for
     admission that nobody gives. `job` is the name of the initialising Job in `namespace`; empty: there is none.
     """
     attempt = _Attempts()
+    what = f"Lease {namespace}/{lease}"
+    patience = await attempt(what, depose(store, namespace, lease, _IDENTITY, _REIGN))
+    if patience:
+        _log.info("waiting %.0f s until the leading controller has stopped", patience)
+        await asyncio.sleep(patience)
     for names in (((validating,), (mutating,)), *(((name,), (name,)) for name in _SRIOV_WEBHOOKS)):
         present = [tuple(filter(None, each)) for each in names]
         await attempt(f"webhook configurations {names}", remove_webhooks(store, *present))
@@ -71,8 +89,10 @@ async def clean(store: Store, *, validating: str, mutating: str, namespace: str 
     for name, definition in defined.items():
         if definition.spec.group in (GROUP, SRIOV_GROUP) and name != _KEPT:
             await attempt(f"CustomResourceDefinition {name}", store.delete(Definition, name))
-    if job and namespace:
+    if job:
         await _remove_job(store, attempt, namespace, job)
+    if patience is not None:
+        await attempt(what, depose(store, namespace, lease, _IDENTITY, _INTERREGNUM))
     return attempt.problems
 
 

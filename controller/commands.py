@@ -29,12 +29,13 @@ def run_clean(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     parser.add_argument("--mutating", required=True, metavar="NAME", help="MutatingWebhookConfiguration to delete")
     arguments, rest = parser.parse_known_args(argv)
 
-    async def work(store: Store, _: Settings) -> int:
+    async def work(store: Store, settings: Settings) -> int:
         problems = await clean(
             store,
             validating=arguments.validate,
             mutating=arguments.mutating,
-            namespace=environ.get("SPIDERPOOL_POD_NAMESPACE", "").strip(),
+            lease=settings.leader.lease,
+            namespace=settings.pod.namespace,
             job=environ.get("SPIDERPOOL_INIT_NAME", "").strip(),
         )
         for problem in problems:

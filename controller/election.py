@@ -37,6 +37,8 @@ LEADING = Gauge("spiderpool_controller_leader", "1 while this replica leads.")
 
 _EXIT = 70
 """Exit status of a process that could not stop leading (EX_SOFTWARE)."""
+_ATTEMPTS = 8
+"""To take the lease from a leader that renews it meanwhile."""
 _RELEASE_DEADLINE = 3.0
 """Seconds for giving the lease back; without it the next leader waits until it expires."""
 
@@ -125,15 +127,6 @@ class Election:
         self._renewed_at = 0.0
         """When the last renewal of ours that succeeded was begun."""
         self.leading = False
-
-    @property
-    def leader(self) -> str:
-        """Identity of whom we believe to lead; empty: nobody."""
-        if self.leading:
-            return self._identity
-        if self._seen is None or self._is_expired(self._seen):
-            return ""
-        return self._seen.spec.holder_identity or ""
 
     async def run(self, lead: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Be a candidate until cancelled; run `lead` whenever elected, and cancel it when the lease is lost.
@@ -280,6 +273,35 @@ class Election:
     def _pause(self) -> float:
         """Seconds until the next attempt, so that candidates do not come as one."""
         return self._settings.retry_period * uniform(1.0, 1.2)
+
+
+async def depose(store: Store, namespace: str, name: str, identity: str, seconds: int) -> float:
+    """Take the Lease from whoever leads, for `seconds`; returns in how many seconds their duties have ended.
+
+    For what must not be undone by leaders, and does none of their work. They see at their next renewal that the lease
+    is another's, and their process ends if they did not by the time it would have run out. Raises StoreError.
+    """
+    for _ in range(_ATTEMPTS):
+        moment = _now()
+        spec = LeaseSpec(
+            holder_identity=identity, lease_duration_seconds=seconds, acquire_time=moment, renew_time=moment
+        )
+        try:
+            stored = await store.get(Lease, name, namespace)
+        except NotFoundError:
+            stored = None
+        try:
+            if stored is None:
+                await store.create(Lease(metadata=ObjectMeta(name=name, namespace=namespace), spec=spec))
+                return 0.0
+            transitions = (stored.spec.lease_transitions or 0) + 1
+            await store.update(replace(stored, spec=replace(spec, lease_transitions=transitions)))
+        except (ConflictError, AlreadyExistsError, NotFoundError):
+            continue  # renewed just now
+        if stored.spec.holder_identity in ("", None, identity):
+            return 0.0
+        return float(stored.spec.lease_duration_seconds or 0)
+    raise ConflictError(f"Lease {namespace}/{name} keeps changing")
 
 
 def _now() -> datetime:
