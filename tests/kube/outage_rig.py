@@ -69,7 +69,15 @@ class Site:
 
     def ready(self, *replicas: Replica) -> None:
         for replica in replicas:
-            eventually(40, lambda replica=replica: replica.probe() == 200, f"{replica.name} is ready")  # type: ignore[misc]
+            self._await(replica)
+
+    @staticmethod
+    def _await(replica: Replica) -> None:
+        def ready() -> bool:
+            assert replica.process.poll() is None, f"{replica.name} ended"
+            return replica.probe() == 200
+
+        eventually(40, ready, f"{replica.name} is ready")
 
     def holder(self) -> str:
         """Name of the leading controller."""
