@@ -12,6 +12,7 @@ or, with `"within": seconds`, so long after that call was begun: then it may hav
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import os
@@ -45,6 +46,8 @@ Json = dict[str, Any]
 T = TypeVar("T")
 Answer = Callable[[Json], Awaitable[Json]]
 
+PRELOADED = ("kubernetes.client", "kubernetes.config.kube_config", "kubernetes.config.incluster_config")
+"""What the store imports when it is opened: in a second, and a process that is forked would do it anew."""
 ATTEMPT = 1.5
 """Seconds until an answer counts as lost."""
 IPAM = IpamSettings(add_deadline=10.0, rollback_deadline=3.0, partial_grace=2.0)
@@ -236,6 +239,8 @@ def _child(config: Json, channel: socket.socket) -> None:
 def main(control: socket.socket) -> None:
     """Fork a process for each message until the socket is closed; answer with its pid."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for name in PRELOADED:
+        importlib.import_module(name)
     while True:
         data, fds, _, _ = socket.recv_fds(control, 65536, 1)
         if not data:

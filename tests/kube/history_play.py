@@ -44,7 +44,7 @@ GC_LIMIT = RECLAIM.interval + RECLAIM.teardown + RECLAIM.settle + IPAM.partial_g
 """Seconds within which what nobody holds any more must be free."""
 SLACK = 15.0
 """For a busy machine, and for a last call that runs into its deadline."""
-_DURING = 0.002
+DURING = 0.002
 """Seconds between the beginning of a call and the end of its process: about as long as the server needs."""
 
 
@@ -102,7 +102,7 @@ class Slot:
                 for whose, container in self._boxes[-5:-1]:
                     self._later(self.cni("DEL", whose, container))
             case Remove():
-                await self._remove(pod, step)
+                await self.remove(pod, step)
             case Up():
                 await self.up(pod)
             case Pause(milliseconds):
@@ -130,6 +130,12 @@ class Slot:
                 return self.pod
             await asyncio.sleep(0.03)
         return None
+
+    async def there(self) -> Pod:
+        """The same, where one is wanted."""
+        pod = await self.living()
+        assert pod is not None
+        return pod
 
     async def _gone(self, pod: Pod) -> bool:
         status, answer = await self._stage.ask("GET", self._stage.path("pods", self.name), fine=(404,))
@@ -176,7 +182,7 @@ class Slot:
     def _new_box(self, pod: Pod) -> None:
         self._boxes.append((pod, f"{self.name}-{self._stage.key}-{len(self._boxes)}"))
 
-    async def _remove(self, pod: Pod, step: Remove) -> None:
+    async def remove(self, pod: Pod, step: Remove) -> None:
         container = self.container
         if step.force:
             await self._stage.delete(pod, 0)
@@ -283,13 +289,12 @@ class Play:
         self._chaos: list[asyncio.Task[None]] = []
 
     async def run(self, program: Program) -> None:
-        """The whole of it, until it is quiet; what must not be is in `failures`."""
+        """The whole of it; `settle` is to follow."""
         async with asyncio.TaskGroup() as group:
             for slot, steps in zip(self.slots, program.pods, strict=True):
                 group.create_task(slot.play(steps))
             for step in program.chaos:
                 await self._step(step)
-        await self.settle()
 
     async def _step(self, step: ChaosStep) -> None:
         stage = self.stage
@@ -297,10 +302,10 @@ class Play:
             stage.note(str(step))
         match step:
             case Kill(node, calls, during):
-                await stage.nodes[node].agent.arm(calls, _DURING if during else None)
+                await stage.nodes[node].agent.arm(calls, DURING if during else None)
             case KillLeader(calls, during):
                 await self._leader()
-                await stage.leader.arm(calls, _DURING if during else None)
+                await stage.leader.arm(calls, DURING if during else None)
             case Lose(node, back):
                 self._chaos.append(asyncio.create_task(stage.lose(stage.nodes[node], back)))
             case Scan():

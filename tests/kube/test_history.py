@@ -14,13 +14,14 @@ import logging
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from lab.kube.cluster import Cluster
+from tests.kube import history_kills
 from tests.kube.conftest import running
 from tests.kube.history_play import Play
 from tests.kube.history_processes import Nursery
@@ -46,23 +47,24 @@ class Theatre:
     slowest: float = 0.0
     """Seconds from the last fault until all was well."""
 
-    def run(self, program: Program) -> None:
-        """Play it, and raise an error with the history if something happened that must not."""
-        asyncio.run(self._run(program))
+    def run(self, what: str, script: Callable[[Play], Awaitable[None]]) -> None:
+        """Play it until all is quiet, and raise an error with the history if something happened that must not."""
+        asyncio.run(self._run(what, script))
 
-    async def _run(self, program: Program) -> None:
+    async def _run(self, what: str, script: Callable[[Play], Awaitable[None]]) -> None:
         async with stage(self.cluster, self.nursery, self.token, self.folder, size=SIZE, replicas=2) as there:
             play = Play(there)
             try:
                 async with asyncio.timeout(110):
-                    await play.run(program)
+                    await script(play)
+                    await play.settle()
             except BaseException as error:
                 play.failures.append(f"it broke off: {error!r}")
-                self._tell(play, program)
+                self._tell(play, what)
                 raise
             self._count(play)
             if play.failures:
-                self._tell(play, program)
+                self._tell(play, what)
                 raise AssertionError("\n".join(play.failures))
 
     def _count(self, play: Play) -> None:
@@ -79,10 +81,10 @@ class Theatre:
             self.done[f"fault {what.split('(')[0]}"] += "(" in what
         self.slowest = max(self.slowest, play.converged_after)
 
-    def _tell(self, play: Play, program: Program) -> None:
+    def _tell(self, play: Play, what: str) -> None:
         path = f"{self.folder}/history-{play.stage.key}"
         with open(path, "w") as file:
-            file.write(f"seed {SEED}\n{program}\n\n{play.stage.history.told()}\n\n" + "\n".join(play.failures))
+            file.write(f"seed {SEED}\n{what}\n\n{play.stage.history.told()}\n\n" + "\n".join(play.failures))
         print(f"seed {SEED}, history in {path}, processes' log in {self.folder}/log-{play.stage.key}")
         print("\n".join(play.failures))
 
@@ -116,10 +118,29 @@ def _generated(theatre: Theatre, examples: int, *, most: int) -> None:
     )
     @given(program=programs(restarts=True, most=most))
     def histories(program: Program) -> None:
-        theatre.run(program)
+        theatre.run(repr(program), lambda play: play.run(program))
 
     print(f"seed {SEED}")
     histories()
+
+
+@pytest.mark.parametrize(
+    ("operation", "least"),
+    [
+        (history_kills.kills_in_add, 3),
+        (history_kills.kills_in_del, 3),
+        (history_kills.kills_in_take_over, 5),
+        (history_kills.kills_in_reclaim, 3),
+    ],
+    ids=["add", "del", "take-over", "reclaim"],
+)
+def test_killed_at_every_call(theatre: Theatre, operation: Callable[[Play], Awaitable[int]], least: int) -> None:
+    async def script(play: Play) -> None:
+        calls = await operation(play)
+        print(f"killed after and during each of {calls} calls")
+        assert calls >= least
+
+    theatre.run(operation.__name__, script)
 
 
 def test_generated_histories(theatre: Theatre) -> None:
