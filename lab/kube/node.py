@@ -256,8 +256,9 @@ def start_agent(cluster: Cluster, node: str) -> None:
 
 
 def start_kubelet(cluster: Cluster, node: str) -> None:
-    """The kubelet; the node is Ready when it returns. Raises LabError."""
+    """The kubelet; the node is Ready when it returns, as this kubelet says and not the one before. Raises LabError."""
     place = cluster.place
+    begin = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     argv = [
         program("kubelet"),
         f"--config={place.lab.node(node)}/kubelet.yaml",
@@ -269,7 +270,8 @@ def start_kubelet(cluster: Cluster, node: str) -> None:
     def ready() -> bool:
         status, answer = cluster.ask(f"/api/v1/nodes/{node}")
         conditions = answer.get("status", {}).get("conditions", ()) if status == 200 else ()
-        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+        ready = [each for each in conditions if each["type"] == "Ready" and each["status"] == "True"]
+        return any(each["lastHeartbeatTime"] > begin for each in ready)
 
     cluster.launch(f"{node}-kubelet", on_node(cluster, node, *argv), ready, folder=f"{node}/system")
 

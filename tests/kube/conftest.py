@@ -16,6 +16,7 @@ from lab.kube import lifecycle
 from lab.kube.cluster import Cluster
 from lab.layout import Lab
 from lab.table import Paper
+from tests.kube.node_rig import quiet, untouched, views
 
 
 class NewCluster(Protocol):
@@ -43,9 +44,19 @@ def kube() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def nodes() -> Iterator[Cluster]:
-    """The session's cluster with two nodes. Leave no pods and no addresses behind: tests compare them with nothing."""
-    with running(nodes=True) as there:
-        yield there
+    """The session's cluster with two nodes and the controller. Tests that start pods there take `there`."""
+    with running(nodes=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def there(nodes: Cluster) -> Iterator[Cluster]:
+    """The session's nodes without pods: before the test, whatever became of others; and after it without a trace."""
+    before = quiet(nodes)
+    yield nodes
+    quiet(nodes)
+    views(nodes, [])
+    untouched(nodes, before)
 
 
 @pytest.fixture

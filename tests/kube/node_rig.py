@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
-from lab.kube import image, network, node
+from api.meta import GROUP, VERSION
+from lab.kube import controller, image, network, node
 from lab.kube.cluster import Cluster
+from lab.kube.components import ORDER
 from lab.layout import NODES
-from lab.nodes import entering
+from lab.nodes import agent, entering
 from lab.pods import cgroup
 from lab.process import last_lines, run
 from lab.snapshot import LOOKS
 
 Json = dict[str, Any]
+API = f"/apis/{GROUP}/{VERSION}"
 NAMES = tuple(each.name for each in NODES)
 POOLS = {
     4: (ip_address("172.20.0.100"), ip_address("172.20.0.149")),
@@ -49,7 +53,9 @@ def workload(kind: str, name: str, replicas: int = 3, lost_after: int = 300) -> 
             "tolerations": [away | {"key": key} for key in keys],
         },
     }
-    spec = {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": template}
+    spec: Json = {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": template}
+    if kind == "StatefulSet":
+        spec["podManagementPolicy"] = "Parallel"  # one after the other only takes longer
     return {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
@@ -61,8 +67,52 @@ def pods(there: Cluster) -> list[Json]:
 
 def claims(there: Cluster) -> set[tuple[str, str]]:
     """Addresses that are taken, and the UIDs of the pods that have them."""
-    items = _items(there, "/apis/spiderpool.spidernet.io/v2beta1/spideripclaims")
+    items = _items(there, f"{API}/spideripclaims")
     return {(item["spec"]["address"], item["spec"]["podUID"]) for item in items}
+
+
+def quiet(there: Cluster) -> dict[str, set[str]]:
+    """Bring the cluster to where a test can begin, whatever became of the one before; the traces on its nodes.
+
+    All its parts run, and no pods, addresses or applications are in the namespace `default`.
+    """
+    for component in ORDER:
+        there.start(component)
+    if not there.runs(controller.NAME):
+        controller.start(there)
+    for name in NAMES:
+        if not there.runs(f"{name}-init"):
+            node.start(there, name)
+        if not there.runs(agent(name)):
+            node.start_agent(there, name)
+        if not there.runs(f"{name}-kubelet"):
+            node.start_kubelet(there, name)
+    there.kubectl("uncordon", *NAMES)
+    there.kubectl("delete", "deployments,statefulsets,daemonsets,jobs,pods", "--all", "--timeout=60s", timeout=70)
+    there.kubectl("delete", "services", "--field-selector=metadata.name!=kubernetes", "--timeout=30s")
+    settle(there)
+    return {name: traces(there, name) for name in NAMES}
+
+
+def views(there: Cluster, found: list[Pod], seconds: float = 30) -> None:
+    """Wait until the pools' status and the SpiderEndpoints tell of just these pods' addresses."""
+    held = sorted(address for pod in found for address in pod.addresses)
+    until(there, lambda: _shown(there) == (held, held), seconds, f"pools' status and endpoints with just {held}")
+
+
+def _shown(there: Cluster) -> tuple[list[str], list[str]]:
+    """Addresses in the pools' status, whose counts have to agree, and those in endpoints."""
+    in_pools = []
+    for pool in _items(there, f"{API}/spiderippools"):
+        status = pool.get("status", {})
+        allocated = json.loads(status.get("allocatedIPs") or "{}")
+        if status.get("allocatedIPCount", 0) != len(allocated):
+            in_pools.append(f"{pool['metadata']['name']}: {status}")
+        in_pools += allocated
+    endpoints = [item["status"]["current"] for item in _items(there, f"{API}/spiderendpoints")]
+    nics = [nic for current in endpoints for nic in current["ips"]]
+    ours = [nic[family].partition("/")[0] for nic in nics for family in ("ipv4", "ipv6") if nic.get(family)]
+    return sorted(in_pools), sorted(ours)
 
 
 def _items(there: Cluster, path: str) -> list[Json]:
@@ -89,6 +139,24 @@ def settle(there: Cluster, seconds: float = 60, **wanted: int) -> list[Pod]:
         first, last = POOLS[address.version]
         assert int(first) <= int(address) <= int(last), address
     return found
+
+
+def running(there: Cluster, *apps: str, count: int = 1, seconds: float = 60) -> list[Pod]:
+    """Wait until `count` pods of each app run and are ready; they, by name."""
+    found: list[Pod] = []
+
+    def run_all() -> bool:
+        found[:] = sorted((_pod(item) for item in pods(there) if _ready(item)), key=lambda pod: pod.name)
+        return all(sum(pod.app == app for pod in found) == count for app in apps)
+
+    until(there, run_all, seconds, f"{count} pods of {', '.join(apps)} run")
+    return [pod for pod in found if pod.app in apps]
+
+
+def named(found: list[Pod], name: str) -> Pod:
+    """The pod of that name."""
+    (pod,) = [pod for pod in found if pod.name == name]
+    return pod
 
 
 def untouched(there: Cluster, before: dict[str, set[str]], seconds: float = 20) -> None:
@@ -124,7 +192,8 @@ def report(there: Cluster) -> str:
     """Pods, claims, warnings, and the ends of the logs."""
     lines = [there.kubectl("get", "pods,spideripclaims", "-A", "-o", "wide")]
     lines.append(there.kubectl("get", "events", "-A", "--field-selector=type=Warning"))
-    logs = (f"{each}-{part}" for each in NAMES for part in ("multus", "agent", "kubelet"))
+    logs = [f"{each}-{part}" for each in NAMES for part in ("multus", "agent", "kubelet")]
+    logs.append(controller.NAME)
     lines += [f"{name}:\n{last_lines(there.place.lab.log(name))}" for name in logs]
     return "\n".join(lines)
 
@@ -155,6 +224,11 @@ def ask(there: Cluster, each: str, address: str, port: int = 8080, pod: Pod | No
     where = [] if pod is None else ["nsenter", f"--net={_netns(there, pod)}"]
     inside = entering(cgroup(there.place.lab, each, "system"))
     return run(node.on_node(there, each, *where, "/usr/bin/python3", "-I", "-S", "-c", code), before=inside)
+
+
+def inside(there: Cluster, pod: Pod, *argv: str) -> str:
+    """What a program of the node says in the pod's network namespace."""
+    return run(node.on_node(there, pod.node, "nsenter", f"--net={_netns(there, pod)}", *argv))
 
 
 def _netns(there: Cluster, pod: Pod) -> str:

@@ -41,51 +41,44 @@ def answer(url: str) -> bytes:
 
 
 class TestNode:
-    def test_workloads_come_and_pass_their_probes(self, nodes: Cluster) -> None:
-        apply(nodes, workload("Deployment", "web"))
-        apply(nodes, workload("StatefulSet", "db"))
-        found = ready(nodes, "deployment", "web") + ready(nodes, "statefulset", "db")
+    def test_workloads_come_and_pass_their_probes(self, there: Cluster) -> None:
+        apply(there, workload("Deployment", "web"))
+        apply(there, workload("StatefulSet", "db"))
+        found = ready(there, "deployment", "web") + ready(there, "statefulset", "db")
         assert {pod["spec"]["nodeName"] for pod in found} == NODES
         assert len({pod["status"]["podIP"] for pod in found}) == len(found) == 6
         for pod in found:
             # What the node reaches by the pod's network, seen from the node's own namespace.
             url = f"http://{pod['status']['podIP']}:8080/"
-            where = nodes.place.lab.netns_path(pod["spec"]["nodeName"])
+            where = there.place.lab.netns_path(pod["spec"]["nodeName"])
             assert in_netns(where, partial(answer, url)) == b"ok\n"
-        nodes.kubectl("scale", "deployment/web", "--replicas=5")
-        assert len(ready(nodes, "deployment", "web")) == 5
-        first = {pod.name: pod for pod in settle(nodes, web=5, db=3)}
-        nodes.kubectl("delete", "pod", "db-1", "--timeout=30s")
-        again = {pod.name: pod for pod in settle(nodes, web=5, db=3)}
+        there.kubectl("scale", "deployment/web", "--replicas=5")
+        assert len(ready(there, "deployment", "web")) == 5
+        first = {pod.name: pod for pod in settle(there, web=5, db=3)}
+        there.kubectl("delete", "pod", "db-1", "--timeout=30s")
+        again = {pod.name: pod for pod in settle(there, web=5, db=3)}
         assert again.keys() == first.keys()
         assert again["db-1"].uid != first["db-1"].uid
         assert again["db-1"].addresses == first["db-1"].addresses
-        nodes.kubectl("delete", "deployment/web", "statefulset/db", "--timeout=30s")
-        nodes.kubectl("wait", "--for=delete", "pod", "--all", "--timeout=60s", timeout=70)
-        for name in NODES:
-            assert glob.glob(f"{nodes.place.lab.node(name)}/run-netns/*") == []
 
-    def test_a_pod_moves_when_its_node_is_closed(self, nodes: Cluster) -> None:
-        apply(nodes, workload("Deployment", "mover", 1))
-        (pod,) = ready(nodes, "deployment", "mover")
-        nodes.kubectl("drain", pod["spec"]["nodeName"], "--ignore-daemonsets", "--timeout=30s")
-        (moved,) = ready(nodes, "deployment", "mover")
+    def test_a_pod_moves_when_its_node_is_closed(self, there: Cluster) -> None:
+        apply(there, workload("Deployment", "mover", 1))
+        (pod,) = ready(there, "deployment", "mover")
+        there.kubectl("drain", pod["spec"]["nodeName"], "--ignore-daemonsets", "--timeout=30s")
+        (moved,) = ready(there, "deployment", "mover")
         assert {pod["spec"]["nodeName"], moved["spec"]["nodeName"]} == NODES
-        nodes.kubectl("uncordon", pod["spec"]["nodeName"])
-        nodes.kubectl("delete", "deployment/mover", "--timeout=30s")
 
     def test_it_holds_nobody_elses_namespaces(self, nodes: Cluster) -> None:
         mounts = Path(f"/proc/{nodes.processes['node1-init'].pid}/mounts").read_text().splitlines()
         assert not [line for line in mounts if line.split()[2] == "nsfs" and "/cni-" not in line.split()[1]]
         assert "nsfs" in Path("/proc/mounts").read_text()  # the lab's own, at least
 
-    def test_pods_are_in_the_labs_cgroup(self, nodes: Cluster) -> None:
-        apply(nodes, workload("Deployment", "inside", 1))
-        (pod,) = ready(nodes, "deployment", "inside")
-        folder = f"{cgroup2_root()}{node.pods_cgroup(nodes.place.lab, pod['spec']['nodeName'])}"
+    def test_pods_are_in_the_labs_cgroup(self, there: Cluster) -> None:
+        apply(there, workload("Deployment", "inside", 1))
+        (pod,) = ready(there, "deployment", "inside")
+        folder = f"{cgroup2_root()}{node.pods_cgroup(there.place.lab, pod['spec']['nodeName'])}"
         found = [path for path in Path(folder).rglob("cgroup.procs") if path.read_text()]
         assert len(found) == 2  # pause and web
-        nodes.kubectl("delete", "deployment/inside", "--timeout=30s")
 
     def test_the_machines_kernel_settings_are_left_alone(self, nodes: Cluster) -> None:
         for name, wanted in node.KERNEL.items():
@@ -96,16 +89,15 @@ class TestNode:
         assert run(node.on_node(nodes, "node1", "cat", "/proc/sys/kernel/panic")).strip() == "77"
         assert ours == {name: Path(f"/proc/sys/{name}").read_text().strip() for name in node.KERNEL}
 
-    def test_a_kubelet_comes_back_to_its_pods(self, nodes: Cluster) -> None:
-        apply(nodes, workload("Deployment", "stay", 2))
-        before = {pod["metadata"]["uid"] for pod in ready(nodes, "deployment", "stay")}
+    def test_a_kubelet_comes_back_to_its_pods(self, there: Cluster) -> None:
+        apply(there, workload("Deployment", "stay", 2))
+        before = {pod["metadata"]["uid"] for pod in ready(there, "deployment", "stay")}
         for name in NODES:
-            nodes.stop(f"{name}-kubelet")
-            node.start_kubelet(nodes, name)
-        found = ready(nodes, "deployment", "stay")
+            there.stop(f"{name}-kubelet")
+            node.start_kubelet(there, name)
+        found = ready(there, "deployment", "stay")
         assert {pod["metadata"]["uid"] for pod in found} == before
         assert all(status["restartCount"] == 0 for pod in found for status in pod["status"]["containerStatuses"])
-        nodes.kubectl("delete", "deployment/stay", "--timeout=30s")
 
     def test_down_with_pods_running_leaves_nothing_of_it_and_all_of_others(self, nodes: Cluster) -> None:
         with running(nodes=True) as own:

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from lab.kube import node
+from lab.kube import controller, node
 from lab.kube.cluster import Cluster
 from lab.kube.components import ETCD, SERVER
 from lab.layout import LabError
 from lab.nodes import agent
-from tests.kube.node_rig import NAMES, Json, Pod, ask, claims, pods, queued, settle, traces, until, untouched, workload
+from lab.process import alive
+from tests.kube.node_rig import NAMES, Json, Pod, ask, claims, named, pods, queued, settle, until, views, workload
 from tests.kube.test_server import apply
-
-
-@pytest.fixture(name="there")
-def nodes_without_pods(nodes: Cluster) -> Iterator[Cluster]:
-    """After the test everything on them has to be as it was before."""
-    settle(nodes)
-    before = {name: traces(nodes, name) for name in NAMES}
-    yield nodes
-    for name in NAMES:
-        if not nodes.runs(agent(name)):
-            node.start_agent(nodes, name)
-    nodes.kubectl("uncordon", *NAMES)
-    nodes.kubectl("delete", "--ignore-not-found", "service/web", "deployment/web", "statefulset/db", "--timeout=30s")
-    settle(nodes)
-    untouched(nodes, before)
 
 
 def service(name: str) -> Json:
@@ -50,11 +35,6 @@ def scale(there: Cluster, web: int, db: int) -> None:
     there.kubectl("scale", "statefulset/db", f"--replicas={db}")
 
 
-def named(found: list[Pod], name: str) -> Pod:
-    (pod,) = [pod for pod in found if pod.name == name]
-    return pod
-
-
 def answers(there: Cluster, each: str, address: str, port: int) -> bool:
     try:
         return ask(there, each, address, port) == "ok\n"
@@ -67,6 +47,7 @@ class TestThinPath:
     def test_pods_are_reached_at_their_own_addresses_and_by_service(self, there: Cluster) -> None:
         apply(there, service("web"))
         found = deployed(there)
+        views(there, found)
         asking = {name: next(pod for pod in found if pod.node == name) for name in NAMES}
         for pod in found:
             for address in pod.addresses:
@@ -95,7 +76,7 @@ class TestThinPath:
         there.kubectl("delete", "pod", "db-1", "--timeout=30s")
         assert named(settle(there, web=2, db=3), "db-1").uid != named(found, "db-1").uid
         there.kubectl("delete", "pod", "--all", "--grace-period=0", "--force", "--timeout=30s")
-        settle(there, web=2, db=3)
+        views(there, settle(there, web=2, db=3))
 
     @pytest.mark.upstream("R00004")
     def test_an_agent_that_is_killed_is_not_missed(self, there: Cluster) -> None:
@@ -109,21 +90,37 @@ class TestThinPath:
         until(there, lambda: len(queued(there, one)) >= len(gone), 20, f"{len(gone)} DELs wait on {one}")
         assert {(address, pod.uid) for pod in gone for address in pod.addresses} <= claims(there)
         node.start_agent(there, one)
-        settle(there, web=4, db=3)
+        views(there, settle(there, web=4, db=3))
         assert queued(there, one) == []
         for pod in found:
             if pod.node == two:
                 assert ask(there, two, pod.addresses[0]) == "ok\n"
 
+    @pytest.mark.upstream("R00001")
+    def test_pods_need_no_controller(self, there: Cluster) -> None:
+        """Only the views wait for it."""
+        deployed(there, web=2, db=3)
+        controller.stop(there, signal.SIGKILL)
+        scale(there, web=4, db=3)
+        there.kubectl("delete", "pod", "db-1", "--timeout=30s")
+        settle(there, web=4, db=3)
+        scale(there, web=3, db=1)
+        settle(there, web=3, db=1)
+        controller.start(there)
+        views(there, settle(there, web=3, db=1))
+
     @pytest.mark.upstream("R00002", "R00003")
     @pytest.mark.parametrize("component", [ETCD, SERVER])
     def test_pods_come_up_when_the_api_is_back(self, there: Cluster, component: str) -> None:
+        """And nothing of ours had to be restarted, though such a server knows no rights and no kinds at first."""
         found = deployed(there, web=2, db=1)
+        ours = [there.processes[name] for name in (controller.NAME, *map(agent, NAMES))]
         scale(there, web=3, db=2)
         there.kubectl("delete", "pod", found[0].name, "--wait=false")
         there.stop(component, signal.SIGKILL)
         there.start(component)
-        settle(there, web=3, db=2)
+        views(there, settle(there, web=3, db=2))
+        assert all(map(alive, ours))
 
 
 class TestMoving:
@@ -154,4 +151,6 @@ class TestMoving:
         held = {(address, pod.uid) for pod in lost for address in pod.addresses}
         assert held <= claims(there)  # nobody knows yet that they do not run any more
         node.start(there, one)
-        assert not stay & {pod.uid for pod in settle(there, web=3, db=3)}
+        found = settle(there, web=3, db=3)
+        assert not stay & {pod.uid for pod in found}
+        views(there, found)
