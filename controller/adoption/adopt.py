@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from api.apps import DaemonSet, StatefulSet, VirtualMachine, VirtualMachineInstance
+from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
 from api.claim import Claim, Controller
 from api.core import Pod
 from api.endpoint import Endpoint
@@ -28,19 +28,19 @@ from controller.adoption.decide import (
     RecordsError,
     Standing,
     Switches,
-    agents_of_upstream,
     claim_of,
     compare,
     names,
     owner_of,
     records_of,
 )
-from controller.adoption.settings import AGENT, LABEL_COMPONENT, AdoptionSettings
+from controller.adoption.settings import AdoptionSettings
 from controller.room import Desk
 from controller.work import WorkQueue
+from store.agents import agents_of_upstream
 from store.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError
 from store.owners import Owners
-from store.port import Query, Store
+from store.port import Store
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 4
@@ -73,19 +73,13 @@ class Adopter:
         """Pools to adopt, read uncached. Raises StoreError."""
         return [pool for pool in (await self._store.list(Pool)).items if has_foreign_records(pool)]
 
-    async def upstream(self) -> list[str]:
-        """Upstream's agents that are still there, for people. Raises StoreError."""
-        pods = await self._store.list(Pod, Query(labels={LABEL_COMPONENT: AGENT}))
-        sets = await self._store.list(DaemonSet)
-        return agents_of_upstream(pods.items, sets.items)
-
     async def adopt_all(self) -> bool:
         """Adopt what can be adopted; whether nothing is left. Raises StoreError."""
         pools = await self.foreign()
         self.troubles = {}
         if not pools:
             return True
-        if running := await self.upstream():
+        if running := await agents_of_upstream(self._store):
             text = f"upstream's agents are still there: {_some(running)}"
             self.troubles = {pool.metadata.name: text for pool in pools}
             return False
@@ -110,7 +104,7 @@ class Adopter:
         for outcome in await asyncio.gather(*(one(record) for record in records_of(pool)), return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
-        if running := await self.upstream():
+        if running := await agents_of_upstream(self._store):
             raise ConflictError(f"upstream's agents are back: {_some(running)}")
         await self._mark(pool)
         _log.info(

@@ -8,14 +8,14 @@ have the pod again. Anything else was leaked, and is left out: it frees the addr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address, ip_interface
 
 import msgspec
 
-from api.apps import DaemonSet, StatefulSet, VirtualMachineInstance
+from api.apps import StatefulSet, VirtualMachineInstance
 from api.claim import (
     LABEL_IDENTITY,
     LABEL_NODE,
@@ -37,7 +37,6 @@ from api.meta import ObjectMeta
 from api.pool import Pool
 from api.ranges import Address
 from api.workloads import static_name
-from controller.adoption.settings import AGENT, CLAIMS, LABEL_COMPONENT, LABEL_RECORDS
 
 
 class RecordsError(Exception):
@@ -185,47 +184,6 @@ def compare(found: Claim, wanted: Claim, is_alive: Callable[[str], bool]) -> Sta
     if found.spec.state == "Allocated" and (is_alive(found.spec.pod_uid) or not found.spec.pod_uid):
         return Standing.TAKEN
     return Standing.STALE
-
-
-def agents_of_upstream(pods: Iterable[Pod], sets: Iterable[DaemonSet]) -> list[str]:
-    """Upstream's agents that run, or may start at any moment, for people; empty: none can write records any more.
-
-    A pod that has ended counts no more, one that is being deleted does until it is gone. A DaemonSet counts by its
-    template: nodes may come whenever they like. That of a cluster whose nodes it selects none of does not.
-    """
-    found = [
-        f"Pod {pod.metadata.namespace}/{pod.metadata.name}"
-        for pod in pods
-        if is_agent(pod.metadata.labels)
-        and pod.metadata.labels.get(LABEL_RECORDS) != CLAIMS
-        and pod.status.phase not in ("Succeeded", "Failed")
-    ]
-    return found + [
-        f"DaemonSet {each.metadata.namespace}/{each.metadata.name}"
-        for each in sets
-        if is_agent(each.spec.template.metadata.labels)
-        and each.spec.template.metadata.labels.get(LABEL_RECORDS) != CLAIMS
-        and each.status.desired_number_scheduled > 0
-    ]
-
-
-def ours_that_run(pods: Iterable[Pod], sets: Iterable[DaemonSet]) -> list[str]:
-    """Our agents and controllers that run or may start, for people."""
-    found = [
-        f"Pod {pod.metadata.namespace}/{pod.metadata.name}"
-        for pod in pods
-        if pod.metadata.labels.get(LABEL_RECORDS) == CLAIMS and pod.status.phase not in ("Succeeded", "Failed")
-    ]
-    return found + [
-        f"DaemonSet {each.metadata.namespace}/{each.metadata.name}"
-        for each in sets
-        if each.spec.template.metadata.labels.get(LABEL_RECORDS) == CLAIMS and each.status.desired_number_scheduled > 0
-    ]
-
-
-def is_agent(labels: Mapping[str, str]) -> bool:
-    """Whether these are an agent's labels, upstream's or ours."""
-    return labels.get(LABEL_COMPONENT) == AGENT
 
 
 def _entries(endpoint: Endpoint | None) -> list[EndpointIP]:

@@ -17,6 +17,7 @@ from ipaddress import ip_interface
 
 from msgspec.structs import replace
 
+from api.agents import ours_that_run
 from api.apps import DaemonSet
 from api.claim import LABEL_WORKLOAD, Claim
 from api.core import Pod
@@ -25,7 +26,6 @@ from api.meta import FINALIZER, ObjectMeta, OwnerReference
 from api.pool import ANNOTATION_CLAIMS, CLAIMS_AUTHORITATIVE, Pool, PoolStatus
 from api.ranges import parse_network
 from api.views import allocated_ips, has_foreign_records, is_marked, total_ip_count
-from controller.adoption.decide import ours_that_run
 from controller.clean import remove_webhooks
 from store.errors import AlreadyExistsError, ConflictError, NotFoundError
 from store.port import Store

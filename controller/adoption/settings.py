@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from daemon.limits import at_least
-
-LABEL_COMPONENT: Final = "app.kubernetes.io/component"
-AGENT: Final = "spiderpool-agent"
-"""What upstream's chart labels its agents' DaemonSet and pods with, and ours too."""
-LABEL_RECORDS: Final = "spiderpool.spidernet.io/records"
-"""Label on pods of agents and controllers, and on their templates, that tells where they keep their records."""
-CLAIMS: Final = "claims"
-"""Ours do so in claims. Upstream's have no such label."""
 
 
 @dataclass(frozen=True)

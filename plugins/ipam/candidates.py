@@ -45,6 +45,8 @@ class PoolFacts:
     """Why the pool cannot be used at all, if its spec is wrong."""
     foreign: bool = False
     """Another Spiderpool's records of the pool are the truth, and claims are not yet."""
+    marked: bool = True
+    """Claims are the truth; else nobody has said so yet, and they are if no other Spiderpool runs here."""
     automatic: bool = False
     """Made by the controller for one application, which podAffinity names instead of pods' labels."""
     application: Application | None = None

@@ -15,7 +15,7 @@ from api.pool import Pool
 from api.ranges import Address, Family, IPSet, parse_range
 from api.reservedip import ReservedIP
 from api.subnet import is_automatic
-from api.views import has_foreign_records
+from api.views import has_foreign_records, is_marked
 from plugins.errors import NoPoolError
 from plugins.ipam.candidates import (
     NO_POOL,
@@ -35,6 +35,7 @@ from plugins.ipam.pods import PodFacts
 from plugins.ipam.settings import IpamSettings
 from plugins.ipam.source import Source, network_of, source_of
 from plugins.ipam.subnets import AutoPools
+from store.agents import UpstreamWatch
 from store.informer import Informer
 from store.port import Store
 
@@ -88,6 +89,7 @@ class Catalog:
         self._on_reserved = on_reserved
         self._facts: dict[str, PoolFacts] = {}
         self._automatic = AutoPools(store)
+        self._upstream = UpstreamWatch(store)
         self._conflicts = Conflicts(self._all_pools)
         self._looks: Counter[Look] = Counter()
         """What pools look at, and how many do."""
@@ -140,6 +142,12 @@ class Catalog:
         except NoPoolError:
             await self._refresh()
             candidates = self._select(names, source, nic, asker)
+        if not all(pool.marked for each in candidates for pool in each.pools) and (
+            rivals := await self._upstream.agents()
+        ):
+            candidates = self._select(
+                names, source, nic, asker, f"upstream's agents still give its addresses: {rivals[0]}"
+            )
         return Selection(source, self._expanded(names), candidates)
 
     async def _names(self, source: Source, facts: PodFacts | None) -> PoolNames:
@@ -172,9 +180,14 @@ class Catalog:
             masters=masters,
         )
 
-    def _select(self, names: PoolNames, source: Source, nic: str, asker: Asker) -> tuple[Candidates, ...]:
-        """Remembered by what pools look at alone, so that its cost grows neither with pools nor with pods."""
-        key = (names, asker.namespace, asker.masters, asker.pod_labels is None, *self._seen_of(asker))
+    def _select(
+        self, names: PoolNames, source: Source, nic: str, asker: Asker, unmarked: str = ""
+    ) -> tuple[Candidates, ...]:
+        """Remembered by what pools look at alone, so that its cost grows neither with pools nor with pods.
+
+        `unmarked` tells why pools without a mark may not serve; empty: they may.
+        """
+        key = (names, unmarked, asker.namespace, asker.masters, asker.pod_labels is None, *self._seen_of(asker))
         found = self._selections.get(key)
         if found is None:
             found = select(
@@ -184,10 +197,17 @@ class Catalog:
                 asker=asker,
                 families=self._families,
                 pools=self._facts,
-                conflicts=self._conflicts.now() if self._knows_pods else {},
+                conflicts=self._refused(unmarked),
             )
             _remember(self._selections, key, found, _SELECTIONS)
         return found
+
+    def _refused(self, unmarked: str) -> Mapping[str, str]:
+        """Pools that may serve nobody for what there is beside them, and why."""
+        conflicts = self._conflicts.now() if self._knows_pods else {}
+        if not unmarked:
+            return conflicts
+        return {name: unmarked for name, pool in self._facts.items() if not pool.marked} | dict(conflicts)
 
     def _seen_of(self, asker: Asker) -> list[object]:
         """What pools see of the asker when they look, in the order of `_looks`."""
@@ -234,16 +254,23 @@ class Catalog:
 
     def _facts_of(self, pool: Pool, known: PoolFacts | None) -> PoolFacts:
         """The pool's facts; `known` again where nothing that decides here has changed, as status often does."""
-        foreign = self._knows_pods and has_foreign_records(pool)
+        foreign, marked = self._knows_pods and has_foreign_records(pool), not self._knows_pods or is_marked(pool)
         terminating = pool.metadata.deletion_timestamp is not None
-        if known is not None and (known.spec, known.terminating, known.foreign, known.labels) == (
+        if known is not None and (
+            known.spec,
+            known.terminating,
+            known.foreign,
+            known.marked,
+            known.labels,
+        ) == (
             pool.spec,
             terminating,
             foreign,
+            marked,
             pool.metadata.labels if is_automatic(pool) else None,
         ):
             return known
-        return replace(pool_facts(pool), foreign=foreign)
+        return replace(pool_facts(pool), foreign=foreign, marked=marked)
 
     def _reserved_changed(self, old: ReservedIP | None, new: ReservedIP | None) -> None:
         del old, new

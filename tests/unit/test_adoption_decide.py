@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from api.agents import ours_that_run, upstream_that_runs
 from api.apps import DaemonSet, DaemonSetSpec, DaemonSetStatus, PodTemplate, TemplateMeta
 from api.claim import LABEL_WORKLOAD, Claim, ClaimSpec, Controller, workload_label
 from api.core import Pod, PodIP, PodSpec, PodStatus
@@ -19,10 +20,8 @@ from controller.adoption.decide import (
     RecordsError,
     Standing,
     Switches,
-    agents_of_upstream,
     claim_of,
     compare,
-    ours_that_run,
     records_of,
 )
 
@@ -153,5 +152,5 @@ def daemon_set(labels: dict[str, str], wanted: int) -> DaemonSet:
     ],
 )
 def test_who_runs(pods: list[Pod], sets: list[DaemonSet], theirs: list[str], ours: list[str]) -> None:
-    assert agents_of_upstream(pods, sets) == theirs
+    assert upstream_that_runs(pods, sets) == theirs
     assert ours_that_run(pods, sets) == ours
