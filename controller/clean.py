@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Collection, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from api.kinds import OWN
 from api.meta import GROUP, Resource
 from api.webhook import MutatingWebhookConfiguration, ValidatingWebhookConfiguration
 from controller.election import depose
-from store.errors import ConflictError, NotFoundError, StoreError
+from store.errors import ConflictError, NotFoundError, StoreError, UnavailableError
 from store.port import Query, Store
 
 SRIOV_GROUP: Final = "sriovnetwork.openshift.io"
@@ -31,8 +31,12 @@ _IDENTITY: Final = "spiderpool-controller-clean"
 _REIGN: Final = 600
 """Seconds for which nobody leads while we clean; thousands of objects take a minute or two."""
 _INTERREGNUM: Final = 30
-"""Seconds for which nobody leads afterwards: by then all controllers have seen that their kinds are gone, without which
-none leads; and who installs anew does not wait for long."""
+"""Seconds for which nobody leads afterwards, until all definitions are gone, without which none leads; who installs
+anew does not wait for long."""
+_PATIENCE: Final = 30.0
+"""Seconds for the API server to remove definitions."""
+_PAUSE: Final = 0.25
+"""Seconds between two looks."""
 _AT_A_TIME: Final = 16
 _ATTEMPTS: Final = 4
 
@@ -86,9 +90,10 @@ async def clean(
         if listing is not None:
             await asyncio.gather(*(one(item) for item in listing.items))
             _log.info("%d %s are removed", len(listing.items), kind.TYPE.plural)
-    for name, definition in defined.items():
-        if definition.spec.group in (GROUP, SRIOV_GROUP) and name != _KEPT:
-            await attempt(f"CustomResourceDefinition {name}", store.delete(Definition, name))
+    ours = [name for name, each in defined.items() if each.spec.group in (GROUP, SRIOV_GROUP) and name != _KEPT]
+    for name in ours:
+        await attempt(f"CustomResourceDefinition {name}", store.delete(Definition, name))
+    await attempt("customresourcedefinitions", _gone(store, ours))
     if job:
         await _remove_job(store, attempt, namespace, job)
     if patience is not None:
@@ -111,6 +116,17 @@ class _Attempts:
         except StoreError as error:
             self.problems.append(f"{what}: {error}")
             return None
+
+
+async def _gone(store: Store, definitions: Collection[str]) -> None:
+    """Return when the definitions are gone, which takes the API server a moment. Raises StoreError."""
+    left: list[str] = []
+    for _ in range(round(_PATIENCE / _PAUSE)):
+        there = {each.metadata.name for each in (await store.list(Definition)).items}
+        if not (left := sorted(there.intersection(definitions))):
+            return
+        await asyncio.sleep(_PAUSE)
+    raise UnavailableError(f"still there after {_PATIENCE:g} s: {', '.join(left)}")
 
 
 async def _remove_job(store: Store, attempt: _Attempts, namespace: str, job: str) -> None:

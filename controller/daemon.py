@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from secrets import token_hex
 from typing import Any
 
+from api.pool import Pool
 from controller import rooms
 from controller.admission.configurations import Configurations
 from controller.admission.review import Review
@@ -148,10 +149,22 @@ class Controller:
         """The duties, once what they look at is there, and somebody who answers those who are sent here."""
         await self._caches.synced()
         await self._server.opened()
+        await self._defined()
         async with asyncio.TaskGroup() as group:
             group.create_task(_unending("certificates", self._certificates.lead()))
             for name, room in self._rooms.items():
                 group.create_task(_unending(name, room.run()))
+
+    async def _defined(self) -> None:
+        """Our kinds are still there: caches stay as they were when definitions go, as `clean` makes them go, and a
+        leader would then put back webhooks that soon nobody answers."""
+        while True:
+            try:
+                await self._store.list(Pool, Query(name="any"))  # whether the kind is served counts
+                return
+            except StoreError as error:
+                _log.warning("the duties are not taken up yet: %s", error)
+            await asyncio.sleep(_PAUSE_MOST)
 
     def _context(self, review: Review) -> Context:
         return Context(
