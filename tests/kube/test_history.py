@@ -16,6 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -23,6 +24,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from lab.kube.cluster import Cluster
 from tests.kube import history_kills
 from tests.kube.conftest import running
+from tests.kube.history import Call, Change, History, Pod
 from tests.kube.history_play import Play
 from tests.kube.history_processes import Nursery
 from tests.kube.history_program import Program, programs
@@ -77,8 +79,7 @@ class Theatre:
         for call in there.history.calls:
             outcome = "without an answer" if call.answered is None else call.error or "success"
             self.done[f"{call.command} {outcome}"] += 1
-        for _, what in there.history.faults:
-            self.done[f"fault {what.split('(')[0]}"] += "(" in what
+        self.done.update(f"fault {what.split('(')[0]}" for _, what in there.history.faults if "(" in what)
         self.slowest = max(self.slowest, play.converged_after)
 
     def _tell(self, play: Play, what: str) -> None:
@@ -122,6 +123,80 @@ def _generated(theatre: Theatre, examples: int, *, most: int) -> None:
 
     print(f"seed {SEED}")
     histories()
+
+
+def _sound() -> History:
+    """A pod that goes with its DEL in time, and the next pod that has its address."""
+    old, new = Pod("old", "web", "n0", False, 0), Pod("new", "web", "n1", False, 5)
+    old.delete(3, 6)
+    calls = [
+        Call("ADD", "old", "c0", "n0", 1, 2, GIVEN_OLD),
+        Call("DEL", "old", "c0", "n0", 4, 4.5),
+        Call("ADD", "new", "c1", "n1", 5, 7, GIVEN_NEW),
+    ]
+    changes = [
+        *(Change(1, 1.5, address, claim, "old") for address, claim in GIVEN_OLD.items()),
+        *(Change(2, 4.2, address, claim, "") for address, claim in GIVEN_OLD.items()),
+        *(Change(3, 6.5, address, claim, "new") for address, claim in GIVEN_NEW.items()),
+    ]
+    return History(calls, {"old": old, "new": new}, changes)
+
+
+GIVEN_OLD = {"10.0.0.1": "a", "fd00::1": "b"}
+GIVEN_NEW = {"10.0.0.1": "c", "fd00::1": "d"}
+
+
+def _no_del(history: History) -> None:
+    history.pods["old"].protected = 8
+    del history.calls[1]
+
+
+def _del_of_an_earlier_sandbox(history: History) -> None:
+    history.calls[1].container = "before"
+
+
+def _taken_over(history: History) -> None:
+    history.pods["old"].deleted = inf
+    history.changes[2:] = [Change(4, 2.5, "10.0.0.1", "a", "new")]
+    del history.calls[1:]
+
+
+def _never_claimed(history: History) -> None:
+    del history.changes[5]
+
+
+def _half(history: History) -> None:
+    history.calls[2].given = {"10.0.0.1": "c"}
+
+
+def _again_another(history: History) -> None:
+    history.calls.append(Call("ADD", "new", "c2", "n1", 8, 9, {"10.0.0.2": "e", "fd00::1": "d"}))
+    history.changes.append(Change(5, 8.5, "10.0.0.2", "e", "new"))
+
+
+def _not_inherited(history: History) -> None:
+    for pod in history.pods.values():
+        pod.static = True
+    history.calls[2].given = {"10.0.0.2": "c", "fd00::1": "d"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (_no_del, "is held by two pods"),
+        (_del_of_an_earlier_sandbox, "while it was held"),
+        (_taken_over, "is of pod new by 2.500"),
+        (_never_claimed, "never claimed"),
+        (_half, "gave 10.0.0.1"),
+        (_again_another, "and then 10.0.0.2"),
+        (_not_inherited, "its successor 10.0.0.2"),
+    ],
+)
+def test_the_model_complains(spoil: Callable[[History], None], complaint: str) -> None:
+    history = _sound()
+    assert history.violations() == []
+    spoil(history)
+    assert any(complaint in violation for violation in history.violations()), history.violations()
 
 
 @pytest.mark.parametrize(
