@@ -242,8 +242,8 @@ def test_an_empty_pool_is_told(site: Swap) -> None:
         assert "tiny" in message
         assert two.claims() == {}
         one.delete(tiny)
-        assert two.add(tiny)["ips"]
-        two.delete(tiny)
+        assert two.add(tiny, "net1")["ips"]
+        two.delete(tiny, "net1")
 
 
 def test_a_name_that_nobody_has_is_told(site: Swap) -> None:
