@@ -37,6 +37,7 @@ from controller.subnets import demand
 from controller.subnets.book import Index, Locks, network_key
 from controller.subnets.cutter import Cutter, LedgerError, RefusalError
 from controller.subnets.demand import BY_KIND, NATIVE, Demand
+from controller.subnets.gauges import shown
 from controller.subnets.keeper import Keeper, looks_right
 from controller.subnets.settings import SubnetSettings
 from controller.subnets.thirdparty import ThirdParties
@@ -70,6 +71,7 @@ class Subnets:
                 await cache.informer.synced()
         shift = _Shift(self._desk, self._settings)
         with ExitStack() as stack:
+            stack.enter_context(shown(self._subnets))
             stack.callback(self._subnets.listen(shift.subnet_changed))
             stack.callback(self._pools.listen(shift.pool_changed))
             if self._settings.auto_pools:

@@ -106,6 +106,7 @@ class Replica:
     process: subprocess.Popen[bytes]
     webhook: int
     health: int
+    metrics: int
     log: Path
 
     def probe(self, page: str = "readiness") -> int:
@@ -118,6 +119,17 @@ class Replica:
             return 0
         finally:
             connection.close()
+
+    def exported(self) -> dict[str, float]:
+        """Its metrics, labels as the text format writes them."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.metrics, timeout=5)
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        finally:
+            connection.close()
+        pairs = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in pairs}
 
     def lines(self, message: str) -> list[Json]:
         """What it logged with `message` in it."""
@@ -147,7 +159,7 @@ def start(cluster: Cluster, folder: Path, name: str, *flags: str) -> Replica:
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": "/nonexistent"}
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file, stdout=file, cwd=ROOT, env=environment)
-    return Replica(name, process, webhook, health, log)
+    return Replica(name, process, webhook, health, metrics, log)
 
 
 @contextmanager

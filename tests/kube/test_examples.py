@@ -12,7 +12,18 @@ import yaml
 
 from lab.kube.cluster import NETWORKS, Cluster
 from tests.kube.conftest import running
-from tests.kube.controller_rig import API, POOLS, RESERVED, SUBNETS, Json, Requests, controllers, eventually, manifest
+from tests.kube.controller_rig import (
+    API,
+    POOLS,
+    RESERVED,
+    SUBNETS,
+    Json,
+    Replica,
+    Requests,
+    controllers,
+    eventually,
+    manifest,
+)
 
 HOME = "spiderpool"
 SHOP = "web"
@@ -174,8 +185,8 @@ def stored_before(ask: Requests) -> None:
 
 
 @pytest.fixture(scope="module")
-def ask(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Requests]:
-    """Requests in a cluster where the accepted manifests have been applied."""
+def controller(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+    """The controller, in a cluster where the accepted manifests have been applied."""
     directory = tmp_path_factory.mktemp("cni")
     (directory / "10-flannel.conflist").write_text('{"name": "flannel", "plugins": []}')
     requests = Requests(cluster)
@@ -190,7 +201,12 @@ def ask(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             status, answer = created(requests, yaml.safe_load(text))
             assert status == 201, answer
         assert requests("POST", f"/apis/apps/v1/namespaces/{SHOP}/deployments", DEPLOYMENT)[0] == 201
-        yield requests
+        yield replica
+
+
+@pytest.fixture
+def ask(cluster: Cluster, controller: Replica) -> Requests:
+    return Requests(cluster)
 
 
 KUBEADM: Json = {
@@ -659,3 +675,21 @@ class TestRefused:
         status, answer = ask.merge(SUBNETS, "office-v4", {"spec": {"ips": ["172.30.41.1"]}})
         assert status == 422, answer
         assert any(cause["field"] == "spec.ips[0]" for cause in answer["details"]["causes"]), answer
+
+
+def test_metrics_have_the_names_that_upstream_documents(ask: Requests, controller: Replica) -> None:
+    automatic(ask)
+    subnet, pool = '{SpiderSubnet="office-v4"}', '{SpiderIPPool="web-v4"}'
+    wanted = {
+        "spiderpool_total_subnet_counts": 1,
+        f"spiderpool_debug_subnet_total_ip_counts{subnet}": 190,
+        f"spiderpool_debug_subnet_available_ip_counts{subnet}": 101,
+        f"spiderpool_debug_subnet_ippool_counts{subnet}": 2,
+        "spiderpool_total_ippool_counts": len(ask("GET", f"{API}/{POOLS}")[1]["items"]),
+        f"spiderpool_debug_ippool_total_ip_counts{pool}": 86,
+        f"spiderpool_debug_ippool_available_ip_counts{pool}": 86,
+        "spiderpool_ip_gc_counts_total": 0,
+        "spiderpool_ip_gc_failure_counts_total": 0,
+        "spiderpool_ipam_release_update_ippool_conflict_counts_total": 0,
+    }
+    eventually(10, lambda: wanted.items() <= controller.exported().items(), f"{wanted}")
