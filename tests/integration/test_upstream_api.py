@@ -1,4 +1,7 @@
-"""Upstream's HTTP API: what its executables send, answered by the agent as it is installed."""
+"""Upstream's HTTP API, in what its executables do not ask of it by themselves, or never would.
+
+What they do ask is in tests/kube/test_upstream_plugin.py and test_upstream_swap.py, with the executables themselves.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,6 @@ apiVersion: spiderpool.spidernet.io/v2beta1
 kind: SpiderIPPool
 metadata: {name: p6}
 spec: {subnet: "fd66::/64", ips: ["fd66::10-fd66::20"], gateway: "fd66::1"}
----
-apiVersion: spiderpool.spidernet.io/v2beta1
-kind: SpiderIPPool
-metadata: {name: tiny}
-spec: {subnet: 10.67.0.0/24, ips: [10.67.0.10]}
 """
 BOTH = {"defaultIPv4IPPool": ["p4"], "defaultIPv6IPPool": ["p6"]}
 FLAGS = ("--dataplane-enabled=false", "--upstream-connections=32", "--upstream-read-deadline=0.5")
@@ -99,58 +96,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         assert not [line for line in agent.lines() if line["level"] in ("error", "critical")]
 
 
-def test_add_and_delete(site: Site) -> None:
-    pod = site.pod("a")
-    given = pod.add(**BOTH)
-    v4, v6 = given["ips"]
-    assert {k: v4[k] for k in ("version", "nic", "ipPool", "gateway", "vlan")} == {
-        "version": 4,
-        "nic": "eth0",
-        "ipPool": "p4",
-        "gateway": "10.66.0.1",
-        "vlan": 0,
-    }
-    assert v4["address"].endswith("/24")
-    assert v4["address"].startswith("10.66.0.")
-    assert (v6["version"], v6["ipPool"], v6["gateway"]) == (6, "p6", "fd66::1")
-    assert given["routes"] == [
-        {"dst": "10.1.0.0/16", "gw": "10.66.0.2"},
-        {"dst": "0.0.0.0/0", "gw": "10.66.0.1"},
-        {"dst": "::/0", "gw": "fd66::1"},
-    ]
-    assert pod.add(**BOTH) == given
-    assert set(site.claims("a").values()) == {"eth0"}
-    assert pod.delete() == (200, None)
-    assert pod.delete() == (200, None)
-    assert site.claims("a") == {}
-
-
-def test_clean_gateway(site: Site) -> None:
-    pod = site.pod("clean")
-    assert pod.add(defaultIPv4IPPool=["p4"], cleanGateway=True)["routes"] == [{"dst": "10.1.0.0/16", "gw": "10.66.0.2"}]
-    assert pod.delete() == (200, None)
-
-
-def test_what_one_executable_gave_the_other_takes_back(site: Site) -> None:
-    """During the swap the runtime may ADD by upstream's executable and DEL by ours, and the other way round."""
-    args = "K8S_POD_NAMESPACE=ns;K8S_POD_NAME=swap;K8S_POD_UID=uid-swap"
-    config = {
-        "cniVersion": "1.0.0",
-        "name": "net",
-        "type": "macvlan",
-        "ipam": {"type": "spiderpool", "default_ipv4_ippool": ["p4"]},
-    }
-    pod = site.pod("swap", container="c-swap")
-    (given,) = pod.add(defaultIPv4IPPool=["p4"])["ips"]
-    ours = site.cni.call("ADD", config, netns=site.netns, CNI_CONTAINERID="c-swap", CNI_ARGS=args)
-    assert [ip["address"] for ip in ours.json["ips"]] == [given["address"]]
-    site.cni.call("DEL", config, CNI_CONTAINERID="c-swap", CNI_ARGS=args).empty()
-    assert site.claims("swap") == {}
-    assert site.cni.call("ADD", config, netns=site.netns, CNI_CONTAINERID="c-swap", CNI_ARGS=args).status == 0
-    assert pod.delete() == (200, None)
-    assert site.claims("swap") == {}
-
-
 def test_a_workload_endpoint_is_there_right_after_the_add(site: Site) -> None:
     pod = site.pod("view")
     assert pod.request("GET", "/workloadendpoint?podNamespace=ns&podName=view")[0] == 404
@@ -183,13 +128,7 @@ def test_releasing_all_nics(site: Site) -> None:
     assert first.request("POST", "/ipam/ips") == (200, None)
 
 
-def test_failures_are_told(site: Site) -> None:
-    taken = site.pod("tiny1")
-    taken.add(defaultIPv4IPPool=["tiny"])
-    with pytest.raises(RefusedError, match=r"\[500\].*tiny") as caught:
-        site.pod("tiny2").add(defaultIPv4IPPool=["tiny"])
-    assert "spiderpool IP allocation error" in str(caught.value)
-    taken.delete()
+def test_namespaces_that_are_none_are_told(site: Site) -> None:
     with pytest.raises(RefusedError, match=r"CNI_NETNS cannot be opened: '/run/netns/nobody'"):
         site.pod("gone", netns="/run/netns/nobody").add(**BOTH)
     with pytest.raises(RefusedError, match="is not a network namespace"):
@@ -250,14 +189,6 @@ def test_the_coordinators_configuration(site: Site) -> None:
     assert status == 200
     assert (told["mode"], told["overlayPodCIDR"], told["serviceCIDR"]) == ("disable", ["10.244.0.0/16"], [])
     assert (told["tunePodRoutes"], told["hijackCIDR"]) == (True, ["169.254.0.0/16"])
-
-
-def test_many_at_once(site: Site) -> None:
-    pods = [site.pod(f"many{number}") for number in range(24)]
-    with ThreadPoolExecutor(6) as pool:
-        given = list(pool.map(lambda pod: pod.add(defaultIPv4IPPool=["p4"])["ips"][0]["address"], pods))
-        assert len(set(given)) == 24
-        assert {status for status, _ in pool.map(lambda pod: pod.delete(), pods)} == {200}
 
 
 def test_only_root_may_connect(site: Site) -> None:

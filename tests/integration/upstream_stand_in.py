@@ -1,8 +1,7 @@
-"""A stand-in for upstream's CNI executable, on the wire as upstream documents it.
+"""A client of upstream's HTTP API, for requests that its executables do not send by themselves, or never would.
 
-The Go module proxy does not serve upstream's module, so its own executables cannot be part of a test that anybody can
-repeat. What they send is known: HTTP/1.1 over the Unix socket, bodies chunked (go-openapi encodes them into a pipe and
-so knows no length), also with GET; the health check first; refusal of an answer that lacks a required member.
+It speaks as they do: HTTP/1.1 over the Unix socket, bodies chunked (go-openapi encodes them into a pipe and so knows no
+length), also with GET; the health check first; refusal of an answer that lacks a required member.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ class StandIn:
         return self.request("DELETE", "/ipam/ip", self.names())
 
     def release(self, **members: Any) -> tuple[int, Any]:
-        """What it sends when it has found a conflict by itself."""
+        """What the executable sends when it has found a conflict by itself."""
         names = self.names()
         del names["ifName"]
         return self.request("DELETE", "/ipam/ips", names | members)

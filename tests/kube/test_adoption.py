@@ -1,7 +1,7 @@
 """From upstream and back: its records become claims, and claims its records, on a real API server.
 
-The records and endpoints are written as upstream writes them; its agents are not here to do it, for the Go module proxy
-does not serve them.
+The records and endpoints are written as upstream writes them, and sometimes as it should not. What its own agents write
+is in test_upstream_swap.py.
 """
 
 from __future__ import annotations
