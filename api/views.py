@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from api.claim import Claim
 from api.condition import Condition, Truth, updated
 from api.pool import ANNOTATION_CLAIMS, CLAIMS_AUTHORITATIVE, Pool, PoolSpec, PoolStatus
-from api.ranges import IPSet, parse_network
+from api.ranges import IPSet, parse_address, parse_network
 from api.validate.pool import spec_family
 from api.validate.selectors import selector_errors
 
@@ -54,6 +54,15 @@ def spec_problem(spec: PoolSpec) -> str:
         return str(error)
     if not addresses <= IPSet.of_network(str(network)):
         return f"its ranges leave its subnet {spec.subnet}"
+    try:
+        for text in (spec.gateway, *(route.gw for route in spec.routes or ())):
+            if text:
+                parse_address(text, network.version)
+        for route in spec.routes or ():
+            if parse_network(route.dst).version != network.version:
+                return f"its route to {route.dst} is of another family than its subnet"
+    except ValueError as error:
+        return str(error)
     selectors = {
         "podAffinity": spec.pod_affinity,
         "namespaceAffinity": None if spec.namespace_name else spec.namespace_affinity,

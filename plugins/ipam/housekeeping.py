@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from ipaddress import ip_address
 
 from api.claim import Claim
 from plugins.errors import ProviderError
@@ -85,7 +84,7 @@ class Housekeeping:
                 continue
             async with self._locks.hold(*locks):
                 freed = [
-                    ip_address(claim.spec.address)
+                    claim.spec.address
                     for claim in claims
                     if await self._writer.free(
                         claim, _unchanged(claim.metadata.resource_version), metrics.release_conflicts
@@ -93,7 +92,7 @@ class Housekeeping:
                 ]
             if freed:
                 metrics.partial_sets.inc()
-                log.warning("collected an incomplete set of claims: %s", ", ".join(sorted(map(str, freed))))
+                log.warning("collected an incomplete set of claims: %s", ", ".join(sorted(freed)))
 
 
 def keys_of(claim: Claim) -> tuple[Key, Key]:

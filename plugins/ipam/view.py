@@ -18,7 +18,7 @@ from api.claim import LABEL_POOL, Claim, claim_name, label_value
 from api.ranges import FreeSet, IPSet, to_address
 from plugins.ipam.candidates import PoolFacts
 from plugins.ipam.concurrency import Coalesced
-from store.errors import NotFoundError
+from store.errors import InvalidError, NotFoundError
 from store.informer import Informer
 from store.port import Query, Store
 
@@ -132,22 +132,31 @@ class PoolView:
                 if claim is None:
                     self.contested.pop(number, None)
                     self._offer(number)
+                elif isinstance(claim, InvalidError):
+                    continue
                 elif claim.metadata.labels.get(LABEL_POOL) == self._query.labels[LABEL_POOL]:
                     self.informer.learn(claim)
                 elif number in self.contested:
                     self.contested[number] = claim.spec.pool
 
-    async def _read(self, name: str) -> Claim | None:
+    async def _read(self, name: str) -> Claim | InvalidError | None:
         try:
             return await self._store.get(Claim, name)
         except NotFoundError:
             return None
+        except InvalidError as error:  # it cannot be read, but it is there: the address is taken
+            log.warning("claim %s is in the way: %s", name, error)
+            return error
 
     def _changed(self, old: Claim | None, new: Claim | None) -> None:
         claim = new or old
         if claim is None:
             return
         number = _number(claim)
+        if number is None:
+            if old is None:
+                log.warning("claim %s is on %r, which is no address", claim.metadata.name, claim.spec.address)
+            return
         self.quarantined.pop(number, None)
         if new is not None:
             if new.spec.quarantine is not None:
@@ -176,13 +185,16 @@ class PoolView:
                 waiter.set_result(None)
 
 
-def _number(claim: Claim) -> int:
-    """The claim's address as a number. The name says it too, and a claim is found by its name.
+def _number(claim: Claim) -> int | None:
+    """The claim's address as a number; None if it is none, as it may be where somebody wrote a claim by hand.
 
     Not by `ipaddress`, which takes ten times as long: every agent does this for every claim of the pools that it uses.
     """
     family = AF_INET if claim.spec.ip_version == 4 else AF_INET6
-    return int.from_bytes(inet_pton(family, claim.spec.address))
+    try:
+        return int.from_bytes(inet_pton(family, claim.spec.address))
+    except (OSError, ValueError):
+        return None
 
 
 async def any_change(views: Sequence[PoolView]) -> None:
