@@ -29,6 +29,7 @@ from prometheus_client import Gauge
 
 from api.lease import Lease, LeaseSpec
 from api.meta import ObjectMeta
+from api.validate.labels import is_subdomain
 from daemon.limits import at_least
 from store.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError
 from store.port import Store
@@ -63,6 +64,8 @@ class LeaderSettings:
     def __post_init__(self) -> None:
         at_least(1, duration=self.duration)
         at_least(0.05, retry_period=self.retry_period, renew_deadline=self.renew_deadline)
+        if not is_subdomain(self.lease):
+            raise ValueError(f"lease is {self.lease!r}; it must be the name of a Lease")
         if self.duration != int(self.duration):
             raise ValueError(f"duration is {self.duration}; a Lease takes whole seconds")
         if not self.retry_period * 1.2 < self.renew_deadline < self.duration:

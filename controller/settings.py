@@ -16,10 +16,11 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 
 from api.ranges import Family
+from api.validate.labels import is_subdomain
 from controller.admission.configurations import Address
 from controller.admission.rules import Features
 from controller.adoption.settings import AdoptionSettings
-from controller.certificates.plan import Policy
+from controller.certificates.plan import RENEWED_AT, Policy
 from controller.coordinator.settings import CoordinatorStatusSettings
 from controller.election import LeaderSettings
 from controller.multus.settings import InjectionSettings, MultusSettings
@@ -32,6 +33,16 @@ from daemon.sources import Sources
 from daemon.upstream import upstream
 from store.provider import ProviderSettings
 
+_MOST_DAYS = 36500
+"""Days that a certificate may hold: its end must have a year of four digits (RFC 5280 section 4.1.2.5)."""
+
+
+def _named(**names: str) -> None:
+    """Raise ValueError for the first of the settings that can be no object's name."""
+    for setting, name in names.items():
+        if not (len(name) <= 253 and is_subdomain(name)):
+            raise ValueError(f"{setting} is {name!r}; it must be a name of lower-case letters, digits, '-' and '.'")
+
 
 @dataclass(frozen=True)
 class PodSettings:
@@ -43,8 +54,7 @@ class PodSettings:
     """Namespace of the installation: of the Lease, the Secret and the Service."""
 
     def __post_init__(self) -> None:
-        if not self.namespace:
-            raise ValueError("namespace is empty; it must name the namespace of the installation")
+        _named(namespace=self.namespace)
 
     def resolve(self) -> str:
         """The name to use."""
@@ -101,6 +111,7 @@ class WebhookSettings:
 
     def __post_init__(self) -> None:
         at_least(0, drain=self.drain)
+        _named(configuration=self.configuration, service=self.service)
         for name, port in (("port", self.port), ("service_port", self.service_port)):
             if not 1 <= port <= 65535:
                 raise ValueError(f"{name} is {port}; it must be between 1 and 65535")
@@ -141,6 +152,15 @@ class TlsSettings:
         at_least(1, authority_days=self.authority_days, server_days=self.server_days)
         at_least(0, overlap=self.overlap)
         at_least(0.05, check=self.check)
+        _named(secret=self.secret)
+        for name, days in (("authority_days", self.authority_days), ("server_days", self.server_days)):
+            if days > _MOST_DAYS:
+                raise ValueError(f"{name} is {days}; it must be at most {_MOST_DAYS}")
+        if self.overlap * 2 > (longest := self.authority_days * 86400 * RENEWED_AT):
+            raise ValueError(
+                f"overlap is {self.overlap}; twice as long must fit into the last third of an authority's life, "
+                f"{longest:.0f} s, or it would end before the next one signs"
+            )
         if bool(self.server_cert) != bool(self.server_key):
             raise ValueError("server_cert and server_key must be given together")
         for name, path in (("server_cert", self.server_cert), ("server_key", self.server_key)):

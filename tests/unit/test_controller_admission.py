@@ -22,6 +22,7 @@ from controller.admission.status import refused
 from controller.multus.admission import namespace_selector
 from controller.multus.settings import InjectionSettings
 from controller.settings import SOURCES
+from daemon.sources import SettingsError
 
 Json = dict[str, Any]
 keys = st.sampled_from(["a", "b", "spec", "x/y", "x~y", ""])
@@ -178,3 +179,22 @@ def test_the_service_is_found_as_upstreams_chart_calls_it() -> None:
     address = webhook.address("there")
     assert (address.service, address.port) == ("mine", 6000)
     assert "mine.there.svc" in address.names()
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--pod-namespace", "Not a name"], "pod: namespace is 'Not a name'"),
+        (["--webhook-configuration", ""], "webhook: configuration is ''"),
+        (["--webhook-service", "x/y"], "webhook: service is 'x/y'"),
+        (["--tls-secret", ""], "tls: secret is ''"),
+        (["--leader-lease", ""], "leader: lease is ''"),
+        (["--tls-server-days", "99999999"], "tls: server_days is 99999999; it must be at most 36500"),
+        (["--tls-authority-days", "1", "--tls-overlap", "14500"], "tls: overlap is 14500.0; twice as long must fit"),
+        (["--leader-duration", "nan"], "leader: duration is nan"),
+    ],
+)
+def test_settings_that_could_not_work(flags: list[str], text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        SOURCES.load(flags, {})
+    assert text in str(caught.value)
