@@ -21,6 +21,7 @@ from controller.admission.configurations import Address
 from controller.admission.rules import Features
 from controller.adoption.settings import AdoptionSettings
 from controller.certificates.plan import RENEWED_AT, Policy
+from controller.certificates.x509 import as_certified
 from controller.coordinator.settings import CoordinatorStatusSettings
 from controller.election import LeaderSettings
 from controller.multus.settings import InjectionSettings, MultusSettings
@@ -153,6 +154,7 @@ class TlsSettings:
         at_least(0, overlap=self.overlap)
         at_least(0.05, check=self.check)
         _named(secret=self.secret)
+        as_certified(self.names)
         for name, days in (("authority_days", self.authority_days), ("server_days", self.server_days)):
             if days > _MOST_DAYS:
                 raise ValueError(f"{name} is {days}; it must be at most {_MOST_DAYS}")

@@ -17,6 +17,9 @@ from controller.certificates.x509 import Pair
 RENEWED_AT = 1 / 3
 """A certificate is replaced when this part of its life is left: months, with the defaults."""
 
+_SOON = 1.0
+"""Seconds until the next look where nothing lies ahead."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -105,7 +108,7 @@ def renewed(material: Material, now: datetime, policy: Policy, names: Iterable[s
     elif following is None and _is_due(signer, now):
         following = x509.new_authority(now, policy.authority)
         trusted = (*trusted, following.certificate)
-    wanted = frozenset(names)
+    wanted = x509.as_certified(names)
     good = x509.names_of(server.certificate) == wanted and x509.signed_by(server.certificate, signer.certificate)
     # With an authority about to end, a new certificate would end as soon: wait for the next one to sign.
     if not good or (_is_due(server, now) and server.ends < signer.ends):
@@ -117,14 +120,14 @@ def renewed(material: Material, now: datetime, policy: Policy, names: Iterable[s
 
 
 def next_look(material: Material, now: datetime, policy: Policy) -> float:
-    """Seconds until something may be due."""
+    """Seconds until something may be due. What is due already waits for API servers to be told: not for long."""
     moments = [_due(material.signer), _due(material.server)]
     if material.following is not None:
         moments.append(material.following.issued + policy.overlap)
     if len(material.trusted) > 1 + (material.following is not None):
         moments.append(material.server.issued + policy.overlap)
     ahead = [(moment - now).total_seconds() for moment in moments if moment > now]
-    return min(ahead, default=0.0)
+    return min(ahead, default=_SOON)
 
 
 def _due(pair: Pair) -> datetime:

@@ -106,6 +106,14 @@ def signed_by(pem: bytes, authority: bytes) -> bool:
     return True
 
 
+def as_certified(names: Iterable[str]) -> frozenset[str]:
+    """`names` as `names_of` tells them of a certificate: an IPv6 address has many spellings and one form there.
+
+    Raises ValueError for what cannot stand in a certificate.
+    """
+    return frozenset(str(_alternative(name).value) for name in names)
+
+
 def names_of(pem: bytes) -> frozenset[str]:
     """The names that a serving certificate is good for."""
     try:

@@ -59,6 +59,20 @@ def test_a_secret_that_makes_no_sense_is_none(damage: dict[str, bytes]) -> None:
             assert plan.from_data({name: value for name, value in data.items() if name != key}) is None
 
 
+@pytest.mark.parametrize("name", ["fd00:0:0::1", "FD00::1", "Mixed.Example", "10.0.0.1"])
+def test_a_name_spelt_otherwise_is_no_reason_for_certificates_without_end(name: str) -> None:
+    material = plan.first(NOW, POLICY, [name])
+    assert plan.renewed(material, NOW, POLICY, [name], announced=True) == material
+
+
+def test_what_is_due_but_not_announced_is_no_reason_to_hurry() -> None:
+    material = plan.renewed(plan.first(NOW, POLICY, NAMES), NOW + 3000 * DAY, POLICY, NAMES, announced=True)
+    later = NOW + 3001 * DAY
+    waiting = plan.renewed(material, later, POLICY, NAMES, announced=False)
+    assert waiting == material
+    assert plan.next_look(waiting, later, POLICY) >= 1
+
+
 def test_other_names_need_another_certificate_at_once() -> None:
     material = plan.first(NOW, POLICY, NAMES)
     again = plan.renewed(material, NOW, POLICY, ("other.svc",), announced=True)
