@@ -54,15 +54,26 @@ class Keeper:
             if subnet.metadata.deletion_timestamp is not None:
                 await self._leave(subnet, pools)
                 return set()
-            wanted = default_subnet(subnet)
-            if wanted != subnet:
-                subnet = await self._store.update(wanted)
-            problem = await self._obstacle(subnet)
+            subnet, refused = await self._defaulted(subnet)
+            problem = await self._obstacle(subnet) or refused
             if not problem:
                 pools = [await self._adopt(pool, subnet) for pool in pools]
             grants = recomputed(subnet, pools)
             await write_ledger(self._store, subnet, grants, _conditions(subnet, problem))
             return set(_unfinished(pools, grants))
+
+    async def _defaulted(self, subnet: Subnet) -> tuple[Subnet, str]:
+        """The subnet with its finalizer and defaults, or as it is, and why that is refused.
+
+        One from before there was a webhook may break its rules: then it is said to be unusable, until it is mended.
+        """
+        wanted = default_subnet(subnet)
+        if wanted == subnet:
+            return subnet, ""
+        try:
+            return await self._store.update(wanted), ""
+        except InvalidError as error:
+            return subnet, str(error)
 
     async def _obstacle(self, subnet: Subnet) -> str:
         """Why the subnet is not used; empty if it is. Of those that overlap the oldest is.
