@@ -57,6 +57,32 @@ def test_a_key_is_worked_on_once_at_a_time_and_again_if_it_was_added_meanwhile()
     asyncio.run(scenario())
 
 
+def test_a_key_that_takes_long_keeps_nobody_waiting_who_is_due_later() -> None:
+    async def scenario() -> None:
+        done = asyncio.Event()
+        entered = asyncio.Event()
+
+        async def reconcile(key: str) -> None:
+            if key == "later":
+                done.set()
+                return
+            entered.set()
+            await asyncio.Event().wait()
+
+        queue = WorkQueue("test", reconcile)
+        queue.add("long")
+
+        async def act() -> None:
+            await entered.wait()
+            queue.add("long")  # due at once, and worked on
+            queue.add("later", 0.05)
+            await done.wait()
+
+        await while_running(queue, act)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("error", [UnavailableError("gone"), KeyError("a bug")])
 def test_what_fails_is_tried_again_and_keeps_nobody_waiting(error: Exception) -> None:
     async def scenario() -> None:
