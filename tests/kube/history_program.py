@@ -207,9 +207,9 @@ _chaos_steps: st.SearchStrategy[ChaosStep] = st.one_of(
 
 @st.composite
 def programs(draw: st.DrawFn, *, restarts: bool = False, most: int = 8) -> Program:
-    """Programs with up to `most` steps for each name; with `restarts`, the API server is killed in one of four."""
+    """Programs with up to `most` steps for each name; with `restarts`, the API server is killed in one of eight."""
     pods = tuple(tuple(draw(st.lists(_pod_steps, min_size=3, max_size=most))) for _ in range(SLOTS))
     chaos = draw(st.lists(_chaos_steps, min_size=2, max_size=most))
-    if restarts and draw(st.integers(0, 3)) == 3:
+    if restarts and draw(st.integers(0, 7)) == 7:
         chaos.insert(draw(st.integers(0, len(chaos))), RestartServer())
     return Program(pods, tuple(chaos))

@@ -1,7 +1,7 @@
 """Histories: whatever happens, no address is held twice, none is freed while it is used, and none is lost.
 
     HISTORY_SEED=7 HISTORY_EXAMPLES=20 build/venv/bin/pytest tests/kube/test_history.py -k generated
-    HISTORY_EXAMPLES=200 build/venv/bin/pytest tests/kube/test_history.py -m soak -s --timeout 0
+    HISTORY_SECONDS=600 build/venv/bin/pytest tests/kube/test_history.py -m soak -s --timeout 0
 
 The seed decides what is done; in which order the processes get to it is the machine's affair. So a failure is told as
 the history that it was, and nothing is shrunk.
@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,12 +28,15 @@ from tests.kube.conftest import running
 from tests.kube.history import Call, Change, History, Pod
 from tests.kube.history_play import Play
 from tests.kube.history_processes import Nursery
-from tests.kube.history_program import Program, programs
+from tests.kube.history_program import Abandon, Add, Pause, Program, Remove, RestartServer, Scan, programs
 from tests.kube.history_stage import stage
 from tests.kube.store_rig import make_admin, token_of
 
 SEED = int(os.environ.get("HISTORY_SEED") or random.randrange(2**32))
-EXAMPLES = int(os.environ.get("HISTORY_EXAMPLES") or 0)
+EXAMPLES = int(os.environ.get("HISTORY_EXAMPLES") or 6)
+SECONDS = float(os.environ.get("HISTORY_SECONDS") or 600)
+DEADLINE = 240.0
+"""Seconds that a history may take: after an API server's return, Kubernetes' own controllers take a minute at worst."""
 SIZE = 4
 """Addresses of each family, for five names of pods."""
 
@@ -57,7 +61,7 @@ class Theatre:
         async with stage(self.cluster, self.nursery, self.token, self.folder, size=SIZE, replicas=2) as there:
             play = Play(there)
             try:
-                async with asyncio.timeout(110):
+                async with asyncio.timeout(DEADLINE):
                     await script(play)
                     await play.settle()
             except BaseException as error:
@@ -107,7 +111,10 @@ def a_theatre(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Theatre]:
         nursery.close()
 
 
-def _generated(theatre: Theatre, examples: int, *, most: int) -> None:
+def _generated(theatre: Theatre, examples: int, *, most: int, seconds: float = inf) -> None:
+    """Histories of programs with up to `most` steps, and API servers that are killed if there are `seconds` for it."""
+    end = time.monotonic() + seconds
+
     @seed(SEED)
     @settings(
         max_examples=examples,
@@ -117,8 +124,10 @@ def _generated(theatre: Theatre, examples: int, *, most: int) -> None:
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(program=programs(restarts=True, most=most))
+    @given(program=programs(restarts=seconds < inf, most=most))
     def histories(program: Program) -> None:
+        if time.monotonic() > end:
+            return
         theatre.run(repr(program), lambda play: play.run(program))
 
     print(f"seed {SEED}")
@@ -220,10 +229,24 @@ def test_killed_at_every_call(theatre: Theatre, operation: Callable[[Play], Awai
 
 def test_generated_histories(theatre: Theatre) -> None:
     """HISTORY_SEED and HISTORY_EXAMPLES choose others, and more."""
-    _generated(theatre, EXAMPLES or 6, most=8)
+    _generated(theatre, EXAMPLES, most=8)
+
+
+def test_the_api_server_is_killed(theatre: Theatre) -> None:
+    """In the middle of ADDs, DELs, a take-over and a pod that only the reclaim looks after."""
+    again = (
+        Add(1),
+        Remove(force=True, cni="never", node=1),
+        Add(1),
+        Add(1),
+        Remove(force=False, cni="in time", node=2),
+    )
+    pods = (again, (*again, Add(2)), (Abandon(15), *again), (Add(1), Pause(400), Add(1)), (Add(1), Add(2)))
+    program = Program(pods, (Pause(150), RestartServer(), Scan()))
+    theatre.run(repr(program), lambda play: play.run(program))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_soak(theatre: Theatre) -> None:
-    _generated(theatre, EXAMPLES or 100, most=14)
+    _generated(theatre, 100_000, most=14, seconds=SECONDS)
