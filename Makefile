@@ -59,8 +59,8 @@ coverage: dev-env ## which of upstream's end-to-end cases the last results prove
 bench: dev-env shim ## medians and p99 beside their rivals; writes build/bench.json
 	@$(PY) tests/run.py $(PY) -m tests.bench
 
-bench-kube: kube ## the store on the Kubernetes API beside the plainest client
-	@$(PY) tests/run.py $(PY) -m tests.bench store
+bench-kube: kube ## store, allocation and reclaim on a real API server beside the plainest client (12 minutes)
+	@$(PY) tests/run.py $(PY) -m tests.bench store alloc reclaim
 
 lint: dev-env ## style, types, import contract, generated files
 	@$(BIN)/ruff check .

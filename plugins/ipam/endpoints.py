@@ -31,8 +31,8 @@ _DELAY = 0.2
 """Seconds without an ADD after which endpoints are written: a pod's NICs come one after the other, and so do pods."""
 _PATIENCE = 5.0
 """Seconds after which an endpoint is written though ADDs go on."""
-_SHARE = 3
-"""While they go on, so many times as long as a write took nothing is written."""
+_SHARE = 9
+"""While they go on, so many times as long as a write took nothing is written: a tenth of the time is for endpoints."""
 _BATCH = 8
 """Endpoints written at a time when there are no ADDs; each takes a connection of its own to the API server."""
 _ATTEMPTS = 5

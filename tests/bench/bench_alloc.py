@@ -40,6 +40,8 @@ from tests.kube.conftest import running
 from tests.kube.store_rig import raw_session
 
 NAMESPACE = "bench"
+STARTING = 4
+"""Agents that start at a time: a start is a second of computing, and one that has to wait too long gives up."""
 _pool_numbers = itertools.count(1)
 _raw_numbers = itertools.count(0, 100_000)
 
@@ -67,6 +69,8 @@ class Campaign:
     """Claims' POST, PUT, PATCH and DELETE requests for one allocation, as the server counts them."""
     reads: float
     """Claims' and pools' GET and LIST requests for one allocation."""
+    lag: float
+    """Seconds after the last allocation until all SpiderEndpoints were there."""
 
 
 @contextmanager
@@ -79,7 +83,7 @@ def agents(cluster: Cluster, count: int) -> Iterator[list[Node]]:
         f"--store-kubeconfig={cluster.admin}",
     ]
     with tempfile.TemporaryDirectory(prefix="spt-alloc-") as folder, ExitStack() as stack:
-        nodes = []
+        nodes: list[Node] = []
         for number in range(count):
             name = f"bench-{count}-{number}"
             root = Path(folder) / name
@@ -91,8 +95,10 @@ def agents(cluster: Cluster, count: int) -> Iterator[list[Node]]:
                 )
             )
             nodes.append(Node(name, str(installation.socket), agent))
-        for node in nodes:
-            node.agent.wait_for("READY=1", 120)
+            if number >= STARTING:
+                nodes[number - STARTING].agent.wait_for("READY=1", 60)
+        for node in nodes[-STARTING:]:
+            node.agent.wait_for("READY=1", 60)
         yield nodes
 
 
@@ -170,6 +176,12 @@ async def post(session: aiohttp.ClientSession, path: str, document: dict[str, An
         return found
 
 
+def make_namespace(cluster: Cluster) -> None:
+    """Where the pods are."""
+    cluster.kubectl("create", "namespace", NAMESPACE)
+    cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", NAMESPACE, "--timeout=30s")
+
+
 async def make_pods(session: aiohttp.ClientSession, nodes: list[Node], count: int, run: int) -> list[tuple[str, str]]:
     """Bound pods, round robin; name and UID of each."""
     left = iter(range(count))
@@ -214,6 +226,7 @@ async def allocate(cluster: Cluster, nodes: list[Node], count: int, size: int, n
     async with raw_session(cluster) as session:
         pool = await make_pool(session, size)
         pods = await make_pods(session, nodes, count, next(_pool_numbers) + 1000)
+        endpoints = await _endpoints(session)
         # the agents hear of pods and pool by their watches; what is measured is not how fast that is
         await asyncio.to_thread(add, nodes[0], *(await _warm(session, nodes[0])), netns_fd)
         writes, reads = await requests(session)
@@ -237,6 +250,9 @@ async def allocate(cluster: Cluster, nodes: list[Node], count: int, size: int, n
         elapsed = time.perf_counter() - began
         carried = wire_bytes(nodes, cluster.place.port) - before
         writes_after, reads_after = await requests(session)
+        if not failures:
+            await _until_endpoints(session, endpoints + count + 1)
+        lag = time.perf_counter() - began - elapsed
     if failures:
         raise RuntimeError(f"{len(failures)} agents failed") from failures[0]
     if len({address for address, _ in results}) != count:
@@ -247,7 +263,23 @@ async def allocate(cluster: Cluster, nodes: list[Node], count: int, size: int, n
         bytes=carried / count,
         writes=(writes_after - writes) / count,
         reads=(reads_after - reads) / count,
+        lag=lag,
     )
+
+
+async def _endpoints(session: aiohttp.ClientSession) -> int:
+    """How many there are."""
+    path = f"/apis/spiderpool.spidernet.io/v2beta1/namespaces/{NAMESPACE}/spiderendpoints?limit=1"
+    async with session.get(path) as answer:
+        found = await answer.json()
+    return len(found["items"]) + int(found["metadata"].get("remainingItemCount", 0))
+
+
+async def _until_endpoints(session: aiohttp.ClientSession, count: int) -> None:
+    """Return when there are `count`: else writing them would weigh on what is measured next. Raises TimeoutError."""
+    async with asyncio.timeout(300):
+        while await _endpoints(session) < count:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.1)
 
 
 async def _warm(session: aiohttp.ClientSession, node: Node) -> tuple[str, str, str]:
@@ -315,6 +347,7 @@ def _compared(
         "claim_writes": statistics.median(campaign.writes for campaign in ours),
         "reads": statistics.median(campaign.reads for campaign in ours),
         "bytes": statistics.median(campaign.bytes for campaign in ours),
+        "endpoints_lag": max(campaign.lag for campaign in ours),
     }
 
 
@@ -345,8 +378,7 @@ def rows() -> Iterator[dict[str, Any]]:
     with netns() as path, running() as cluster:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            cluster.kubectl("create", "namespace", NAMESPACE)
-            cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", NAMESPACE, "--timeout=30s")
+            make_namespace(cluster)
             cluster.stop(CONTROLLERS)  # which would delete pods of nodes that do not exist
             yield from _compared("alloc_rate_vs_raw_create_1k", cluster, 1_000, 10, 3, descriptor)
             yield from _grows(cluster, descriptor)

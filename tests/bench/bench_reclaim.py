@@ -1,4 +1,4 @@
-"""The reclaim of 10,000 leaked addresses beside plain deletions on the same API server, and the controller's memory."""
+"""The reclaim of 10,000 leaked addresses beside plain deletions on the same API server; memory by number of claims."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from collections import Counter
@@ -30,6 +31,8 @@ from store.kube_paths import collection
 from store.kube_settings import KubeSettings
 from store.port import EVERYTHING, Listing, Query
 from store.recorder import Recorder
+from tests.bench import bench_alloc
+from tests.integration.installation import netns
 from tests.kube.conftest import running
 from tests.kube.reclaim_rig import new_claim, pool
 from tests.kube.store_rig import raw_session
@@ -86,17 +89,18 @@ async def _rate(cluster: Cluster, session: aiohttp.ClientSession) -> dict[str, A
 
 
 async def _memory(cluster: Cluster, session: aiohttp.ClientSession) -> list[dict[str, Any]]:
-    found = []
+    await asyncio.to_thread(bench_alloc.make_namespace, cluster)
+    controllers, agents = [], []
     have = 0
     for count in (0, *MEMORY_AT):
         await _leak(session, count - have)
         have = count
         with _child(cluster, ReclaimSettings(enabled=False)) as controller:
-            megabytes = controller.recv()["memory_mb"]
-        found.append(megabytes)
+            controllers.append(controller.recv()["memory_mb"])
+        agents.append(await _agent_memory(cluster, session, count))
     return [
         {
-            "name": f"controller_memory_{count // 1000}k",
+            "name": f"{program}_memory_{count // 1000}k",
             "value": megabytes,
             "reference": found[0],
             "ratio": megabytes / found[0],
@@ -104,8 +108,22 @@ async def _memory(cluster: Cluster, session: aiohttp.ClientSession) -> list[dict
             "samples": 1,
             "kb_per_claim": (megabytes - found[0]) * 1024 / count,
         }
+        for program, found in (("controller", controllers), ("agent", agents))
         for count, megabytes in zip(MEMORY_AT, found[1:], strict=True)
     ]
+
+
+async def _agent_memory(cluster: Cluster, session: aiohttp.ClientSession, run: int) -> float:
+    """Megabytes of an agent that allocates from the pool that all the claims are of."""
+    with netns() as path, bench_alloc.agents(cluster, 1) as nodes:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            ((pod, uid),) = await bench_alloc.make_pods(session, nodes, 1, run)
+            await asyncio.to_thread(bench_alloc.add, nodes[0], "p", pod, uid, descriptor)
+        finally:
+            os.close(descriptor)
+        await asyncio.sleep(3)
+        return _kilobytes("VmRSS", nodes[0].agent.process.pid) / 1024
 
 
 class _child:  # noqa: N801 - a context manager, called as a function
@@ -250,6 +268,6 @@ async def _together(work: Callable[[], Awaitable[None]]) -> None:
     await asyncio.gather(*(work() for _ in range(CLIENTS)))
 
 
-def _kilobytes(name: str) -> int:
-    with open("/proc/self/status") as file:
+def _kilobytes(name: str, process: int | str = "self") -> int:
+    with open(f"/proc/{process}/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(f"{name}:"))
