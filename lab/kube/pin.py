@@ -21,7 +21,7 @@ from lab.layout import LabError
 
 _STAGING = "./staging/src/"
 _UNRECORDED = f"{SPIDERPOOL},github.com/tigera/operator"
-"""Modules that not every mirror of the Go checksum database can tell about: upstream, and one that its controller needs.
+"""Modules that not every mirror of the Go checksum database can tell about: upstream, and one its controller needs.
 Their hashes are in go.sum as all others', but nobody vouched for them when they were written there."""
 _GO_TIMEOUT = 1800
 """Seconds for one run of go; the first one downloads 600 MB of sources."""

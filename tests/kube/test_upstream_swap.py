@@ -38,7 +38,7 @@ def deploy(there: Cluster, kind: str, name: str, replicas: int) -> None:
     apply(there, document)
 
 
-def settled(there: Cluster, held: Held, seconds: float = 60, **wanted: int) -> dict[str, Pod]:
+def settled(there: Cluster, held: Held, seconds: float = 120, **wanted: int) -> dict[str, Pod]:
     """The pods, by name, when just so many of each app run and just their addresses are taken."""
     found: list[Pod] = []
 
@@ -86,7 +86,7 @@ def kill_sandbox(there: Cluster, pod: Pod) -> None:
     until(there, there_again, 60, f"a new sandbox of {pod.name}")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_there_and_back(there: Cluster) -> None:
     upstream.stop_ours(there)
     upstream.hand_back(there)
