@@ -80,7 +80,11 @@ class TestThinPath:
 
     @pytest.mark.upstream("R00004")
     def test_an_agent_that_is_killed_is_not_missed(self, there: Cluster) -> None:
-        """What is deleted meanwhile waits for it; what is created meanwhile comes up after it."""
+        """What is deleted meanwhile waits for it; what is created meanwhile comes up after it.
+
+        The addresses need not wait: the controller frees those of pods that are gone, and a StatefulSet's next pod may
+        be on the other node already.
+        """
         found = deployed(there)
         (one, two) = NAMES
         there.stop(agent(one), signal.SIGKILL)
@@ -88,7 +92,6 @@ class TestThinPath:
         there.kubectl("delete", "pod", *(pod.name for pod in gone), "--timeout=30s")
         scale(there, web=4, db=3)
         until(there, lambda: len(queued(there, one)) >= len(gone), 20, f"{len(gone)} DELs wait on {one}")
-        assert {(address, pod.uid) for pod in gone for address in pod.addresses} <= claims(there)
         node.start_agent(there, one)
         views(there, settle(there, web=4, db=3))
         assert queued(there, one) == []
