@@ -2,7 +2,8 @@
 
 An address is in use as long as its pod exists by UID, has not come to its end, and is not past the end of its grace
 period. Nothing in use is released, but for the rows of lost nodes. `deletionTimestamp` already lies one grace period
-after the request to delete, so no second one is waited for.
+after the request to delete, so no second one is waited for. A pod that was removed by force has not ended with that:
+its kubelet gives it the whole grace period.
 
 The matrix is upstream's (docs/reclaim.md has it, row by row, with what is different here and why).
 """
@@ -73,6 +74,8 @@ class Witness:
     """The node of the pod, or of the claim where there is no pod; None if there is none of that name (any more)."""
     node_missing_since: datetime | None = None
     """Since when, as far as that was watched, there is no such node."""
+    gone_until: datetime | None = None
+    """For a pod that is gone: until when its containers may outlive it; see `outlived_until`."""
     valid: bool = False
     """For a static claim: whether its workload has, or will have, a pod that takes the addresses over."""
 
@@ -96,7 +99,7 @@ def judge(claim: Claim, witness: Witness, switches: Switches, moment: datetime) 
         return _without_pod(claim, witness, switches, moment)
     static = is_static(claim, switches)
     if witness.pod is None:
-        return _pod_is_gone(witness, static=static)
+        return _pod_is_gone(witness, moment, static=static)
     return _of_pod(witness.pod, witness, switches, moment, static=static)
 
 
@@ -133,16 +136,19 @@ def _without_pod(claim: Claim, witness: Witness, switches: Switches, moment: dat
     return Verdict(Action.RELEASE, "its node is gone")
 
 
-def _pod_is_gone(witness: Witness, *, static: bool) -> Verdict:
-    if not static:
-        return Verdict(Action.RELEASE, "its pod is gone")
-    if not witness.valid:
-        return Verdict(Action.RELEASE, "its pod is gone, and its workload will not have it again")
-    namesake = witness.namesake
-    if namesake is not None and namesake.status.pod_ips and namesake.metadata.deletion_timestamp is None:
+def _pod_is_gone(witness: Witness, moment: datetime, *, static: bool) -> Verdict:
+    reason = "its pod is gone"
+    if static and not witness.valid:
+        reason = "its pod is gone, and its workload will not have it again"
+    elif static:
+        namesake = witness.namesake
+        if namesake is None or not namesake.status.pod_ips or namesake.metadata.deletion_timestamp is not None:
+            return Verdict(Action.KEEP, "its workload will have the pod again")
         # Addresses are in the status when the whole sandbox is up: what was not taken over by then is not wanted.
-        return Verdict(Action.RELEASE, "its pod's successor has other addresses")
-    return Verdict(Action.KEEP, "its workload will have the pod again")
+        reason = "its pod's successor has other addresses"
+    if witness.gone_until is not None and moment < witness.gone_until:
+        return Verdict(Action.LATER, reason, witness.gone_until)
+    return Verdict(Action.RELEASE, reason)
 
 
 def _running(pod: Pod, witness: Witness, switches: Switches, *, static: bool) -> Verdict:
@@ -175,17 +181,35 @@ def _is_ready(witness: Witness) -> bool:
 def _ended(pod: Pod, switches: Switches) -> tuple[datetime, str] | None:
     """When a pod's addresses cannot be in use any more, and why; None for a pod that goes on."""
     ends: list[tuple[datetime, str]] = []
-    if pod.metadata.deletion_timestamp is not None:
-        ends.append((pod.metadata.deletion_timestamp, "its pod was deleted and its grace period is over"))
+    deletion = pod.metadata.deletion_timestamp
+    if deletion is not None:
+        if pod.metadata.deletion_grace_period_seconds == 0:  # by force: to its kubelet that is no grace period
+            deletion += _grace(pod)
+        ends.append((deletion, "its pod was deleted and its grace period is over"))
     finished = finished_at(pod)
     if finished is not None:
-        grace = pod.spec.termination_grace_period_seconds
-        grace = _DEFAULT_GRACE if grace is None else max(0, grace)
-        ends.append((finished + timedelta(seconds=grace), f"its pod has {pod.status.phase.lower()}"))
+        ends.append((finished + _grace(pod), f"its pod has {pod.status.phase.lower()}"))
     if not ends:
         return None
     at, reason = min(ends)
     return at + switches.delay, reason
+
+
+def outlived_until(pod: Pod, switches: Switches, moment: datetime) -> datetime:
+    """Until when containers of a pod may go on that was gone from the API at `moment`; `pod` is the last seen of it.
+
+    Who removes a pod by force does not wait for its kubelet, which hears of it then and ends the containers with the
+    pod's whole grace period.
+    """
+    if not pod.spec.node_name:
+        return moment
+    ended = _ended(pod, switches)
+    return moment + _grace(pod) + switches.delay if ended is None else ended[0]
+
+
+def _grace(pod: Pod) -> timedelta:
+    seconds = pod.spec.termination_grace_period_seconds
+    return timedelta(seconds=_DEFAULT_GRACE if seconds is None else max(0, seconds))
 
 
 def finished_at(pod: Pod) -> datetime | None:

@@ -20,6 +20,7 @@ from api.core import Node, Pod
 from api.meta import Resource
 from api.pool import ANNOTATION_SCAN, Pool
 from api.reclaim import Action, Verdict, is_static, judge
+from controller.reclaim.absences import Absences
 from controller.reclaim.endpoints import Endpoints
 from controller.reclaim.index import Index, holder_of
 from controller.reclaim.releases import Doomed, Releaser
@@ -60,10 +61,13 @@ class Reclaim:
     def _forget(self) -> None:
         """Begin anew: nothing is remembered from an earlier run."""
         self._index = Index()
-        self._remembered = Remembered(self._index, self._watched)
+        self._absences = Absences(self._switches)
+        self._remembered = Remembered(self._index, self._watched, self._absences)
         self._suspects = Suspects()
         self._missing: dict[str, datetime] = {}
         """Nodes that are not there although claims of containers name them, and since when."""
+        self._replayed = False
+        """Whether the listeners have been told of all that is there, which the first scan looks at together."""
         self._scanned = False
         self._queue: WorkQueue[str] = WorkQueue("reclaim", self._examine, workers=4)
 
@@ -92,6 +96,7 @@ class Reclaim:
             stack.callback(self._watched.instances.listen(self._machine_changed))
             stack.callback(self._watched.machines.listen(self._machine_changed))
             stack.callback(self._pools.listen(self._pool_changed))
+            self._replayed = True  # and not after the scan: what happens meanwhile it would miss
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._queue.run())
                 group.create_task(self._endpoints.run(self._index))
@@ -108,6 +113,7 @@ class Reclaim:
                     self._consider(claim)
                 await asyncio.sleep(0)
             self._endpoints.scan()
+            self._absences.forget_old(datetime.now(UTC), lambda uid: bool(self._index.claims(uid)))
             self._scanned = True
             try:
                 async with asyncio.timeout(self._settings.interval):
@@ -128,8 +134,8 @@ class Reclaim:
             return Verdict(Action.KEEP, "reclaim is switched off")
         if not claim.spec.pod_uid and claim.spec.node and self._watched.nodes.get(claim.spec.node) is None:
             self._missing.setdefault(claim.spec.node, datetime.now(UTC))
-        witness = self._remembered.witness(claim, self._missing)
-        return judge(claim, witness, self._switches, datetime.now(UTC))
+        moment = datetime.now(UTC)
+        return judge(claim, self._remembered.witness(claim, self._missing, moment), self._switches, moment)
 
     def _suspect(self, claim: Claim, after: float) -> None:
         self._queue.add(self._wait(claim, after), after)
@@ -148,13 +154,19 @@ class Reclaim:
 
     def _claim_changed(self, old: Claim | None, new: Claim | None) -> None:
         self._index.claim_changed(old, new)
-        if new is not None and self._scanned:
+        if old is not None and not self._index.claims(holder_of(old)):
+            self._absences.forget(old.spec.pod_uid)
+        if new is not None and self._replayed:
             # A claim may be heard of before its pod, and its pod's end before it.
             self._consider(new, self._settings.settle)
 
     def _pod_changed(self, old: Pod | None, new: Pod | None) -> None:
         self._index.pod_changed(old, new)
-        if not self._scanned:
+        if new is not None:
+            self._absences.forget(new.metadata.uid)
+        if old is not None and old.metadata.uid not in self._index.pods:
+            self._absences.left(old, datetime.now(UTC))
+        if not self._replayed:
             return
         for pod in (old, new):
             if pod is not None and (pod is new or new is None or new.metadata.uid != pod.metadata.uid):
@@ -169,7 +181,7 @@ class Reclaim:
         name = (new or old).metadata.name  # type: ignore[union-attr]
         if new is not None:
             self._missing.pop(name, None)
-        if not self._scanned or (old is not None and new is not None and old.ready == new.ready):
+        if not self._replayed or (old is not None and new is not None and old.ready == new.ready):
             return
         self._consider_all(self._index.on_node(name), 0)
         if new is None or not new.ready:
@@ -179,13 +191,13 @@ class Reclaim:
 
     def _set_changed(self, old: StatefulSet | None, new: StatefulSet | None) -> None:
         meta = (new or old).metadata  # type: ignore[union-attr]
-        if self._scanned and (old is None or new is None or old.spec != new.spec):
+        if self._replayed and (old is None or new is None or old.spec != new.spec):
             waiting = self._index.waiting((meta.namespace, StatefulSet.TYPE.kind, meta.name))
             self._consider_all(waiting, self._settings.settle)
 
     def _machine_changed(self, old: Resource | None, new: Resource | None) -> None:
         meta = (new or old).metadata  # type: ignore[union-attr]
-        if self._scanned and (new is None or meta.deletion_timestamp is not None):
+        if self._replayed and (new is None or meta.deletion_timestamp is not None):
             waiting = self._index.waiting((meta.namespace, VirtualMachineInstance.TYPE.kind, meta.name))
             self._consider_all(waiting, self._settings.settle)
 
@@ -228,7 +240,7 @@ class Reclaim:
 
     async def _judge_and_release(self, claims: list[Claim]) -> list[StoreError]:
         """Decide by what the API server says now, and do it; what failed, which is a suspect again."""
-        fresh = Fresh(self._store, self._index)
+        fresh = Fresh(self._store, self._index, self._absences)
         await fresh.read_pods(claims)
         doomed: list[Doomed] = []
         failures: list[StoreError] = []

@@ -95,7 +95,11 @@ class Releaser:
 
     async def _delete(self, each: Doomed) -> None:
         meta = each.claim.metadata
-        if self.provider is not None:
+        if self.provider is not None and each.claim.spec.provided is not None:
+            # It cannot compare versions as the store does: what a successor took over meanwhile must stay bound.
+            current = (await self._store.get(Claim, meta.name)).metadata
+            if (current.uid, current.resource_version) != (meta.uid, meta.resource_version):
+                raise ConflictError(f"claim {meta.name} was changed meanwhile")
             await self.provider.release(each.claim)
         await self._store.delete(Claim, meta.name, uid=meta.uid, resource_version=meta.resource_version)
         self._claims.informer.forget(each.claim)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 
 from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
 from api.claim import Claim
@@ -16,6 +16,7 @@ from api.meta import R
 from api.reclaim import Witness, workload_key
 from api.workloads import is_valid_stateful_pod, is_valid_virtual_machine
 from controller.caches import Caches
+from controller.reclaim.absences import Absences
 from controller.reclaim.index import Index, WorkloadKey
 from store.errors import NotFoundError
 from store.port import Query, Store
@@ -55,12 +56,13 @@ class Watched:
 class Remembered:
     """From the caches."""
 
-    def __init__(self, index: Index, watched: Watched) -> None:
+    def __init__(self, index: Index, watched: Watched, absences: Absences) -> None:
         self._index = index
         self._watched = watched
+        self._absences = absences
 
-    def witness(self, claim: Claim, missing_since: Mapping[str, datetime]) -> Witness:
-        """What the caches know."""
+    def witness(self, claim: Claim, missing_since: Mapping[str, datetime], moment: datetime) -> Witness:
+        """What the caches know at `moment`."""
         pod = self._index.pods.get(claim.spec.pod_uid) if claim.spec.pod_uid else None
         node = pod.spec.node_name if pod else claim.spec.node
         return Witness(
@@ -68,6 +70,7 @@ class Remembered:
             namesake=None if pod else self._watched.pods.get(pod_name(claim), _namespace(claim)),
             node=self._watched.nodes.get(node),
             node_missing_since=missing_since.get(node),
+            gone_until=self._absences.until(claim, moment) if pod is None else None,
             valid=self._is_valid(claim),
         )
 
@@ -85,9 +88,10 @@ class Remembered:
 class Fresh:
     """From the API server, each object once. For one batch of claims of one namespace, all older than this object."""
 
-    def __init__(self, store: Store, index: Index) -> None:
+    def __init__(self, store: Store, index: Index, absences: Absences) -> None:
         self._store = store
         self._index = index
+        self._absences = absences
         self._by_uid: dict[str, Pod] = {}
         self._by_name: dict[tuple[str, str], Pod] = {}
         self._nodes: dict[str, Node | None] = {}
@@ -135,6 +139,7 @@ class Fresh:
             namesake=None if pod else self._by_name.get((_namespace(claim), pod_name(claim))),
             node=await self._node(node) if pod or not claim.spec.pod_uid else None,
             node_missing_since=missing_since.get(node),
+            gone_until=self._absences.until(claim, datetime.now(UTC)) if pod is None else None,
             valid=await self._is_valid(claim) if static else False,
         )
 

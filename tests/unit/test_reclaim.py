@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.claim import LABEL_WORKLOAD, Claim
-from api.core import Node, Pod
-from api.reclaim import Action, Switches, Verdict, Witness, finished_at, is_static, judge, workload_key
+from api.core import Node, Pod, PodSpec
+from api.reclaim import Action, Switches, Verdict, Witness, finished_at, is_static, judge, outlived_until, workload_key
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
 UID = "11111111-1111-4111-8111-111111111111"
@@ -70,6 +71,7 @@ READY, LOST, GONE = node(), node("Unknown"), None
 LEAVE_TO_KUBELET = Switches(ended_on_ready_node=False)
 LEAVE_TO_RETURN = Switches(ended_on_lost_node=False)
 RUNNING_TOO = Switches(running_without_ips_on_lost_node=True)
+SOON = NOW + timedelta(seconds=1)
 KEEP, RELEASE, LATER = Action.KEEP, Action.RELEASE, Action.LATER
 
 ROWS: dict[str, tuple[Claim, Witness, Switches, Action]] = {
@@ -97,6 +99,20 @@ ROWS: dict[str, tuple[Claim, Witness, Switches, Action]] = {
         Witness(None, valid=True),
         Switches(),
         RELEASE,
+    ),
+    "pod gone, its containers perhaps not": (claim(), Witness(None, gone_until=SOON), Switches(), LATER),
+    "pod gone, stateful, invalid, its containers perhaps not": (
+        claim(STATEFUL),
+        Witness(None, gone_until=SOON),
+        Switches(),
+        LATER,
+    ),
+    "pod gone, its containers too": (claim(), Witness(None, gone_until=NOW), Switches(), RELEASE),
+    "uid differs, stateful, successor is up without it, its containers perhaps not": (
+        claim(STATEFUL),
+        Witness(None, pod(uid=OTHER), gone_until=SOON, valid=True),
+        Switches(),
+        LATER,
     ),
     "uid differs, stateless": (claim(), Witness(None, pod(uid=OTHER)), Switches(), RELEASE),
     "uid differs, stateful, successor starts": (
@@ -249,6 +265,19 @@ def test_the_grace_period_is_waited_for_once() -> None:
     assert verdict.at == NOW + timedelta(seconds=20) + DELAY
 
 
+def test_how_long_containers_may_outlive_their_pod() -> None:
+    """A kubelet gives what was removed by force the pod's grace period, of 60 s here."""
+    soon = NOW + timedelta(seconds=60) + DELAY
+    assert outlived_until(pod(), Switches(), NOW) == soon
+    assert outlived_until(pod("Pending", ips=False), Switches(), NOW) == soon
+    assert outlived_until(leaving(since=-20), Switches(), NOW) == NOW + timedelta(seconds=20) + DELAY
+    assert outlived_until(done("Failed", since=7), Switches(), NOW) == NOW + timedelta(seconds=60 - 7) + DELAY
+    forced = pod(deletionTimestamp=ago(seconds=0), deletionGracePeriodSeconds=0)
+    assert outlived_until(forced, Switches(), NOW) == soon
+    nowhere = msgspec.structs.replace(pod(), spec=PodSpec())
+    assert outlived_until(nowhere, Switches(), NOW) == NOW
+
+
 def test_when_a_pod_has_finished() -> None:
     assert finished_at(pod()) is None
     assert finished_at(done("Failed", since=7)) == NOW - timedelta(seconds=7)
@@ -318,6 +347,7 @@ witnesses = st.builds(
     namesake=st.none() | pods(OTHER),
     node=st.sampled_from([READY, LOST, GONE]),
     node_missing_since=st.none() | st.integers(0, 900).map(lambda seconds: NOW - timedelta(seconds=seconds)),
+    gone_until=st.none() | st.integers(-60, 60).map(lambda seconds: NOW + timedelta(seconds=seconds)),
     valid=st.booleans(),
 )
 
@@ -329,7 +359,7 @@ def in_use(held: Claim, witness: Witness) -> bool:
     if not held.spec.pod_uid:
         return witness.node is not None
     if witness.pod is None:
-        return False
+        return witness.gone_until is not None and witness.gone_until > NOW
     if witness.pod.status.phase in ("Succeeded", "Failed"):
         return False
     deletion = witness.pod.metadata.deletion_timestamp
@@ -353,5 +383,5 @@ def test_who_is_to_be_looked_at_again_is_settled_then(held: Claim, witness: Witn
     if later(first):
         assert first.at is not None
         missed = witness.node_missing_since or NOW
-        then = Witness(witness.pod, witness.namesake, witness.node, missed, witness.valid)
+        then = replace(witness, node_missing_since=missed)
         assert not later(judge(held, then, allowed, first.at))
