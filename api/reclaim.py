@@ -199,12 +199,19 @@ def outlived_until(pod: Pod, switches: Switches, moment: datetime) -> datetime:
     """Until when containers of a pod may go on that was gone from the API at `moment`; `pod` is the last seen of it.
 
     Who removes a pod by force does not wait for its kubelet, which hears of it then and ends the containers with the
-    pod's whole grace period.
+    pod's whole grace period. A pod without a node has no containers, and of one that has finished a kubelet may have said
+    that they have ended.
     """
-    if not pod.spec.node_name:
+    if not pod.spec.node_name or _all_ended(pod):
         return moment
     ended = _ended(pod, switches)
     return moment + _grace(pod) + switches.delay if ended is None else ended[0]
+
+
+def _all_ended(pod: Pod) -> bool:
+    statuses = pod.status.container_statuses
+    finished = pod.status.phase in ("Succeeded", "Failed")
+    return finished and bool(statuses) and all(status.state.terminated is not None for status in statuses)
 
 
 def _grace(pod: Pod) -> timedelta:

@@ -271,7 +271,9 @@ def test_how_long_containers_may_outlive_their_pod() -> None:
     assert outlived_until(pod(), Switches(), NOW) == soon
     assert outlived_until(pod("Pending", ips=False), Switches(), NOW) == soon
     assert outlived_until(leaving(since=-20), Switches(), NOW) == NOW + timedelta(seconds=20) + DELAY
-    assert outlived_until(done("Failed", since=7), Switches(), NOW) == NOW + timedelta(seconds=60 - 7) + DELAY
+    assert outlived_until(done("Failed", since=7), Switches(), NOW) == NOW
+    given_up = pod("Failed", status={"conditions": [{"lastTransitionTime": ago(seconds=4)}]})  # by the control plane
+    assert outlived_until(given_up, Switches(), NOW) == NOW + timedelta(seconds=60 - 4) + DELAY
     forced = pod(deletionTimestamp=ago(seconds=0), deletionGracePeriodSeconds=0)
     assert outlived_until(forced, Switches(), NOW) == soon
     nowhere = msgspec.structs.replace(pod(), spec=PodSpec())
