@@ -199,8 +199,8 @@ def outlived_until(pod: Pod, switches: Switches, moment: datetime) -> datetime:
     """Until when containers of a pod may go on that was gone from the API at `moment`; `pod` is the last seen of it.
 
     Who removes a pod by force does not wait for its kubelet, which hears of it then and ends the containers with the
-    pod's whole grace period. A pod without a node has no containers, and of one that has finished a kubelet may have said
-    that they have ended.
+    pod's whole grace period. A pod without a node has no containers, and of one that has finished its kubelet may have
+    said that they have ended.
     """
     if not pod.spec.node_name or _all_ended(pod):
         return moment
