@@ -19,6 +19,7 @@ from tests.kube.history_program import (
     STATEFUL,
     Abandon,
     Add,
+    Blind,
     Break,
     ChaosStep,
     Cut,
@@ -36,6 +37,7 @@ from tests.kube.history_program import (
     Sandbox,
     Scale,
     Scan,
+    Slow,
     Up,
 )
 from tests.kube.history_stage import DATABASE, PATIENCE, NodeSite, Stage, now
@@ -146,7 +148,11 @@ class Slot:
 
     async def _made(self) -> str:
         meta = {"name": self.name, "annotations": self._stage.annotations}
-        spec = {"nodeName": self._stage.nodes[self.next_node].name, "containers": [{"name": "c", "image": "none"}]}
+        spec = {
+            "nodeName": self._stage.nodes[self.next_node].name,
+            "containers": [{"name": "c", "image": "none"}],
+            "terminationGracePeriodSeconds": 0,
+        }
         status, answer = await self._stage.ask(
             "POST", self._stage.path("pods"), {"metadata": meta, "spec": spec}, fine=(409,)
         )
@@ -324,6 +330,11 @@ class Play:
                 stage.proxies[whom].cut()
             case Mute(whom, milliseconds):
                 self._chaos.append(asyncio.create_task(self._mute(whom, milliseconds)))
+            case Blind(whom, times):
+                stage.proxies[whom].faults.append(Fault("WATCH", "/pods", times=times, silence=True))
+                stage.proxies[whom].cut()
+            case Slow(whom, method, milliseconds):
+                stage.proxies[whom].latency[method] = milliseconds / 1000
             case Scale(replicas):
                 await stage.scale(replicas)
             case RestartServer():
@@ -355,6 +366,7 @@ class Play:
         stage = self.stage
         for proxy in stage.proxies.values():
             proxy.faults.clear()
+            proxy.latency.clear()
             proxy.mute = False
             proxy.cut()
         for process in (stage.leader, *(node.agent for node in stage.nodes)):

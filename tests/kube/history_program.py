@@ -12,6 +12,7 @@ SLOTS = 5
 """Names of pods: the last `STATEFUL` are of a StatefulSet."""
 STATEFUL = 2
 Whom = Literal["nodes", "leader"]
+Method = Literal["POST", "PUT", "DELETE", "GET"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Break:
 
     whom: Whom
     fault: str
-    method: Literal["POST", "PUT", "DELETE", "GET"]
+    method: Method
     times: int
 
 
@@ -129,6 +130,23 @@ class Mute:
 
 
 @dataclass(frozen=True)
+class Blind:
+    """Watches of pods are not answered, each for as long as an attempt takes; all others go on at once."""
+
+    whom: Whom
+    times: int
+
+
+@dataclass(frozen=True)
+class Slow:
+    """From now on requests of a method take so many milliseconds longer to get to the server."""
+
+    whom: Whom
+    method: Method
+    milliseconds: int
+
+
+@dataclass(frozen=True)
 class Scale:
     """The StatefulSet is to have so many pods."""
 
@@ -140,7 +158,7 @@ class RestartServer:
     """The API server is killed with -9 and comes back."""
 
 
-ChaosStep = Kill | KillLeader | Lose | Scan | Break | Cut | Mute | Scale | RestartServer | Pause
+ChaosStep = Kill | KillLeader | Lose | Scan | Break | Cut | Mute | Blind | Slow | Scale | RestartServer | Pause
 
 
 @dataclass(frozen=True)
@@ -199,6 +217,8 @@ _chaos_steps: st.SearchStrategy[ChaosStep] = st.one_of(
     st.builds(Cut, _whom, st.booleans()),
     st.builds(Mute, _whom, st.sampled_from([300, 1000])),
     st.builds(Mute, _whom, st.sampled_from([300, 1000])),
+    st.builds(Blind, _whom, st.integers(1, 2)),
+    st.builds(Slow, _whom, st.sampled_from(["POST", "PUT", "DELETE", "GET"]), st.sampled_from([0, 50, 300, 1000])),
     st.integers(0, STATEFUL).map(Scale),
     _pauses,
     _pauses,
@@ -213,3 +233,55 @@ def programs(draw: st.DrawFn, *, restarts: bool = False, most: int = 8) -> Progr
     if restarts and draw(st.integers(0, 7)) == 7:
         chaos.insert(draw(st.integers(0, len(chaos))), RestartServer())
     return Program(pods, tuple(chaos))
+
+
+LATE_DEL = Program(
+    (
+        (Add(1), Remove(force=True, cni="late", node=0), Add(1), Pause(400), Add(1)),
+        (Add(1), Remove(force=False, cni="late", node=1), Add(1), Pause(400), Remove(True, "late", 1), Add(1)),
+        (Add(1), LateDel(), Sandbox("late"), Pause(400)),
+        (Add(1), Remove(force=True, cni="late", node=0), Add(1), Pause(400), Add(1)),
+        (Add(1), Pause(400)),
+    ),
+    (),
+)
+"""DELs that come when the name's next pod has its addresses, on the same node."""
+OVERTAKEN_TAKE_OVER = Program(
+    (
+        (Pause(400), Pause(400), Pause(400), Pause(400), Add(1), Pause(400), Add(1)),
+        (Pause(400), Pause(400), Pause(400), Pause(400), Add(1), Pause(400), Add(1)),
+        (Pause(400), Pause(400), Pause(400), Pause(400), Add(1), Pause(400), Add(1)),
+        (Add(1), Pause(400), Pause(150), Remove(force=True, cni="never", node=1), Add(1)),
+        (Pause(400),),
+    ),
+    (Pause(400), Slow("nodes", "PUT", 2000), Pause(400), Pause(150), Scale(0), Pause(2500), Slow("nodes", "PUT", 0)),
+)
+"""A take-over is under way when its claims are released, and others get the addresses."""
+OVERTAKEN_RELEASE = Program(
+    (
+        (Add(1), Pause(150), Remove(force=True, cni="late", node=0), Pause(400), Add(1), Pause(400)),
+        (Add(1), Pause(150), Remove(force=True, cni="late", node=1), Pause(400), Add(1), Pause(400)),
+        (Add(1), Pause(150), Remove(force=True, cni="late", node=2), Pause(400), Add(1), Pause(400)),
+        (Pause(400), Pause(400), Add(1), Pause(400), Add(1), Pause(400), Pause(400)),
+        (Pause(400), Pause(400), Add(1), Pause(400), Add(1), Pause(400), Pause(400)),
+    ),
+    (Slow("leader", "DELETE", 2000), Pause(2500), Slow("leader", "DELETE", 0)),
+)
+"""The leader's release is under way when the pods' own DELs come, and others get the addresses."""
+UNSEEN_PODS = Program(
+    (
+        (Add(1), Remove(force=True, cni="late", node=0), Add(1), Pause(400), Add(1), Pause(400)),
+        (Pause(400), Add(1), Remove(force=True, cni="never", node=2), Add(1), Pause(400), Pause(400)),
+        (Pause(400), Remove(force=False, cni="in time", node=1), Add(1), Pause(400), Pause(400)),
+        (Add(1), Pause(150), Remove(force=True, cni="late", node=2), Add(1), Pause(400)),
+        (Add(1), Pause(400), Remove(force=False, cni="late", node=0), Add(1), Pause(400)),
+    ),
+    (Pause(50), Blind("leader", 2), Pause(400), Scan(), Pause(400), Scan(), Pause(400), Scan()),
+)
+"""The leader hears of claims and not of their pods."""
+AIMED = {
+    "late-del": LATE_DEL,
+    "overtaken-take-over": OVERTAKEN_TAKE_OVER,
+    "overtaken-release": OVERTAKEN_RELEASE,
+    "unseen-pods": UNSEEN_PODS,
+}

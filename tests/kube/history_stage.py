@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 
 from api.meta import GROUP, VERSION
 from lab.kube.cluster import Cluster
@@ -39,6 +40,20 @@ def now() -> float:
     return time.monotonic()
 
 
+class SlowProxy(Proxy):
+    """A proxy on a slow way to the server."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster)
+        self.latency: dict[str, float] = {}
+        """Seconds that requests of a method are held up, and then done all the same."""
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if "watch" not in request.query and (seconds := self.latency.get(request.method)):
+            await asyncio.sleep(seconds)
+        return await super()._handle(request)
+
+
 @dataclass
 class NodeSite:
     """A node and its agent."""
@@ -57,7 +72,7 @@ class Stage:
     key: str
     size: int
     """Addresses of each family."""
-    proxies: dict[str, Proxy]
+    proxies: dict[str, SlowProxy]
     nodes: list[NodeSite] = field(default_factory=list)
     leader: Process = field(init=False)
     history: History = field(default_factory=History)
@@ -69,7 +84,7 @@ class Stage:
         number = int(self.key, 16)
         self.namespace = f"history-{self.key}"
         self.net = f"10.{100 + number % 100}.{number // 100 % 256}."
-        self.net6 = f"fd00:{number >> 8:x}:{number & 255:x}::"
+        self.net6 = f"fd00:{number >> 8:x}:{256 + number % 256:x}::"
         self.annotations = {IPPOOL: json.dumps({"ipv4": [f"v4-{self.key}"], "ipv6": [f"v6-{self.key}"]})}
 
     def note(self, what: str) -> None:
@@ -252,13 +267,19 @@ class Stage:
 
 
 @asynccontextmanager
+async def _running(proxy: SlowProxy) -> AsyncIterator[SlowProxy]:
+    async with proxy.running():
+        yield proxy
+
+
+@asynccontextmanager
 async def stage(
     cluster: Cluster, nursery: Nursery, token: str, folder: str, *, size: int, replicas: int
 ) -> AsyncIterator[Stage]:
     """A stage that is ready, with all processes; it leaves nothing behind."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(raw_session(cluster, limit=0))
-        proxies = {whom: await stack.enter_async_context(Proxy(cluster).running()) for whom in ("nodes", "leader")}
+        proxies = {whom: await stack.enter_async_context(_running(SlowProxy(cluster))) for whom in ("nodes", "leader")}
         there = Stage(cluster, session, secrets.token_hex(3), size, proxies, replicas=replicas)
         stack.push_async_callback(there.clear)
         await there.build()

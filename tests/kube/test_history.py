@@ -28,7 +28,7 @@ from tests.kube.conftest import running
 from tests.kube.history import Call, Change, History, Pod
 from tests.kube.history_play import Play
 from tests.kube.history_processes import Nursery
-from tests.kube.history_program import Abandon, Add, Pause, Program, Remove, RestartServer, Scan, programs
+from tests.kube.history_program import AIMED, Abandon, Add, Pause, Program, Remove, RestartServer, Scan, programs
 from tests.kube.history_stage import stage
 from tests.kube.store_rig import make_admin, token_of
 
@@ -225,6 +225,11 @@ def test_killed_at_every_call(theatre: Theatre, operation: Callable[[Play], Awai
         assert calls >= least
 
     theatre.run(operation.__name__, script)
+
+
+@pytest.mark.parametrize("name", AIMED)
+def test_aimed_histories(theatre: Theatre, name: str) -> None:
+    theatre.run(name, lambda play: play.run(AIMED[name]))
 
 
 def test_generated_histories(theatre: Theatre) -> None:
