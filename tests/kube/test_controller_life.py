@@ -351,7 +351,7 @@ class TestLeading:
             cluster.stop(SERVER, signal.SIGKILL)
             late = launch("late")  # starts while there is no API server
             eventually(10, lambda: leader.lines("stopping the leader's duties"), "the leader gives up")
-            assert late.probe("startup") == 500
+            eventually(20, lambda: late.probe("startup") == 500, "the late one waits")
             assert leader.probe() == standby.probe() == 200, "what is cached stays, and so does admission"
             time.sleep(DURATION)  # an outage longer than the lease
             cluster.start(SERVER)
