@@ -267,7 +267,7 @@ def test_every_kind_of_workload_and_all_of_them_from_one_pool(server: Cluster) -
             await admin.node("any")
             pods: dict[str, Any] = {
                 "metadata": {"labels": {"app": "x"}},
-                "spec": {"containers": [{"name": "c", "image": "none"}]},
+                "spec": {"containers": [{"name": "c", "image": "none"}], "terminationGracePeriodSeconds": 1},
             }
             once = {**pods, "spec": {**pods["spec"], "restartPolicy": "Never"}}
             select = {"selector": {"matchLabels": {"app": "x"}}}
@@ -578,7 +578,11 @@ def stateful_set(name: str, replicas: int, node: str) -> dict[str, Any]:
             "selector": {"matchLabels": labels},
             "template": {
                 "metadata": {"labels": labels},
-                "spec": {**({"nodeName": node} if node else {}), "containers": [{"name": "c", "image": "none"}]},
+                "spec": {
+                    **({"nodeName": node} if node else {}),
+                    "containers": [{"name": "c", "image": "none"}],
+                    "terminationGracePeriodSeconds": 1,
+                },
             },
         },
     }
