@@ -8,6 +8,7 @@ Source: Kubernetes API conventions, "Objects" and "Metadata".
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime
 from typing import Annotated, ClassVar, NamedTuple, TypeVar, cast
 
@@ -87,6 +88,9 @@ R = TypeVar("R", bound=Resource)
 
 _encoder = msgspec.json.Encoder()
 _decoders: dict[type[Resource], msgspec.json.Decoder[Resource]] = {}
+_building = threading.Lock()
+"""Kinds share types such as ObjectMeta, and a thread that meets one of which another thread is just finding out the
+members crashes (msgspec 0.22, a null pointer)."""
 
 
 def encode(resource: Resource) -> bytes:
@@ -102,5 +106,6 @@ def decode(kind: type[R], data: bytes) -> R:
     """
     decoder = _decoders.get(kind)
     if decoder is None:
-        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+        with _building:
+            decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     return cast(R, decoder.decode(data))
