@@ -7,7 +7,7 @@ import sys
 
 from tests.integration.installation import ROOT
 
-STARTS = 8
+STARTS = 12
 """Each would crash in two of five cases."""
 PROGRAM = """
 import sys, threading
@@ -17,14 +17,15 @@ from api.claim import Claim
 from api.endpoint import Endpoint
 from api.pool import Pool
 
-together = threading.Barrier(3)
+together = threading.Barrier(4)
 claim = b'{"metadata":{"name":"a"},"spec":{"address":"1","ipVersion":4,"pool":"p","workload":{"name":"x"}}}'
 
 def work(kind, data):
     together.wait()
     meta.decode(kind, data)
 
-told = (Claim, claim), (Pool, b'{"metadata":{"name":"a"},"spec":{"subnet":"1"}}'), (Endpoint, b'{"metadata":{"name":"a"}}')
+pool, endpoint = b'{"metadata":{"name":"a"},"spec":{"subnet":"1"}}', b'{"metadata":{"name":"a"}}'
+told = (Claim, claim), (Pool, pool), (Endpoint, endpoint), (Claim, claim)
 threads = [threading.Thread(target=work, args=each) for each in told]
 for thread in threads:
     thread.start()
