@@ -21,7 +21,7 @@ async def agents_of_upstream(store: Store) -> list[str]:
     """Upstream's agents that run or may start, for people; read uncached. Raises StoreError."""
     pods = await store.list(Pod, Query(labels={LABEL_COMPONENT: AGENT}))
     sets = await store.list(DaemonSet)
-    return upstream_that_runs(pods.items, sets.items)
+    return upstream_that_runs(pods.whole(), sets.whole())
 
 
 class UpstreamWatch:

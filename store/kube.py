@@ -223,6 +223,7 @@ class KubeStore(Store):
         path, what = collection(kind.TYPE, query.namespace), label(kind.TYPE, query.namespace, "")
         parameters = selectors(query) | ({"limit": str(limit)} if limit else {})
         items: list[R] = []
+        unreadable: list[str] = []
         while True:
             data = await self._client.read(path, parameters, what, scan=not query.name)
             try:
@@ -235,7 +236,7 @@ class KubeStore(Store):
                 try:
                     items.append(decode(kind, cast(bytes, raw)))
                 except msgspec.MsgspecError as error:
-                    report_unreadable(kind, cast(bytes, raw), error)
+                    unreadable.append(report_unreadable(kind, cast(bytes, raw), error))
                 if loop.time() >= turn:
                     await asyncio.sleep(0)
                     turn = loop.time() + SLICE_SECONDS
@@ -245,7 +246,7 @@ class KubeStore(Store):
         if kind.TYPE.namespaced and not query.namespace:
             # the server orders "namespace/name" as one text, in which "a-b/c" comes before "a/c"
             items.sort(key=lambda each: (each.metadata.namespace, each.metadata.name))
-        return Listing(items, page.metadata.resource_version)
+        return Listing(items, page.metadata.resource_version, tuple(unreadable))
 
     async def _watch(self, kind: type[R], query: Query, since: str) -> AsyncGenerator[Event[R], None]:
         rules.check_query(kind.TYPE, query)

@@ -170,8 +170,8 @@ def _error(kind: type[R], status: Status) -> Exception:
     return RefusedError(status, retry_after(None, status))
 
 
-def report_unreadable(kind: type[R], data: bytes, error: Exception) -> None:
-    """Log that an object breaks its kind's schema, as one can that was stored before the schema was.
+def report_unreadable(kind: type[R], data: bytes, error: Exception) -> str:
+    """Log that an object breaks its kind's schema, as one can that was stored before the schema was; its name.
 
     It is left out of lists and watches: one bad object must not hide all the good ones.
     """
@@ -181,3 +181,4 @@ def report_unreadable(kind: type[R], data: bytes, error: Exception) -> None:
     except msgspec.MsgspecError:
         name = f"a {kind.TYPE.kind}"
     log.error("%s is left out, it cannot be read: %s", name, error)
+    return name

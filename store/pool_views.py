@@ -157,7 +157,7 @@ class PoolViews:
     async def _let_go(self, pool: Pool) -> Pool | None:
         """Take the finalizer off a terminating pool without claims; the store is asked, not the cache."""
         label = {LABEL_POOL: label_value(pool.metadata.name)}
-        if (await self._store.list(Claim, Query(labels=label))).items:
+        if (await self._store.list(Claim, Query(labels=label))).whole():
             return pool
         finalizers = [finalizer for finalizer in pool.metadata.finalizers if finalizer != FINALIZER]
         await self._store.update(replace(pool, metadata=replace(pool.metadata, finalizers=finalizers)))

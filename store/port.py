@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol
 
 from api.meta import ObjectMeta, R
+from store.errors import InvalidError
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,17 @@ class Listing(Generic[R]):
     items: list[R]
     resource_version: str
     """Watch from here to see what happened after the snapshot."""
+    unreadable: tuple[str, ...] = ()
+    """What is stored and breaks the kind's schema, by `namespace/name`: `items` does not have it."""
+
+    def whole(self) -> list[R]:
+        """The items, for a caller to whom it matters what is not among them.
+
+        Raises InvalidError if something was left out: it must not pass for absent.
+        """
+        if self.unreadable:
+            raise InvalidError(f"cannot be read, and may not be taken for absent: {', '.join(self.unreadable[:8])}")
+        return self.items
 
 
 @dataclass(frozen=True, slots=True)

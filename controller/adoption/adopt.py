@@ -83,7 +83,7 @@ class Adopter:
             text = f"upstream's agents are still there: {_some(running)}"
             self.troubles = {pool.metadata.name: text for pool in pools}
             return False
-        cluster = _Cluster((await self._store.list(Pod)).items, (await self._store.list(Endpoint)).items)
+        cluster = _Cluster((await self._store.list(Pod)).whole(), (await self._store.list(Endpoint)).whole())
         for pool in pools:
             try:
                 await self._adopt(pool, cluster)

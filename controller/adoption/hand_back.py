@@ -46,12 +46,12 @@ async def hand_back(store: Store, configurations: Iterable[str] = ()) -> list[st
     `configurations` are names of webhook configurations that go first: nobody answers them any more, and without an
     answer no pool can be changed.
     """
-    running = ours_that_run((await store.list(Pod)).items, (await store.list(DaemonSet)).items)
+    running = ours_that_run((await store.list(Pod)).whole(), (await store.list(DaemonSet)).whole())
     if running:
         raise HandBackError(f"agents or controllers of ours still run, delete them first: {', '.join(running[:5])}")
     await remove_webhooks(store, configurations, configurations)
     pools = {pool.metadata.name: pool for pool in (await store.list(Pool)).items}
-    claims = (await store.list(Claim)).items
+    claims = (await store.list(Claim)).whole()
     notes = [
         f"{claim.spec.address} of pool {claim.spec.pool} is left out: {why}"
         for claim in claims

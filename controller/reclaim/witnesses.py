@@ -99,7 +99,7 @@ class Fresh:
         self._machines: dict[WorkloadKey, tuple[VirtualMachineInstance | None, VirtualMachine | None]] = {}
 
     async def read_pods(self, claims: Collection[Claim]) -> None:
-        """Read the claims' pods. Raises StoreError.
+        """Read the claims' pods. Raises StoreError, also if one of those listed cannot be read.
 
         A pod is sought under the name that the claim has for it, and under the one that the cache knows its UID by,
         which may be another if somebody wrote the claim by hand.
@@ -118,14 +118,14 @@ class Fresh:
             elif known is None:
                 nameless = True
         if nameless:
-            self._learn((await self._store.list(Pod)).items)
+            self._learn((await self._store.list(Pod)).whole())
             return
         by_namespace: dict[str, list[str]] = {}
         for namespace, name in names:
             by_namespace.setdefault(namespace, []).append(name)
         for namespace, wanted in by_namespace.items():
             if len(wanted) > READ_ONE_BY_ONE:
-                self._learn((await self._store.list(Pod, Query(namespace=namespace))).items)
+                self._learn((await self._store.list(Pod, Query(namespace=namespace))).whole())
             else:
                 found = await asyncio.gather(*(self._get(Pod, name, namespace) for name in wanted))
                 self._learn([pod for pod in found if pod is not None])

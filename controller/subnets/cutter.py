@@ -301,7 +301,7 @@ class Cutter:
 
     async def _held(self, pool: Pool) -> IPSet:
         query = Query(labels={LABEL_POOL: label_value(pool.metadata.name)})
-        claims = (await self._store.list(Claim, query)).items
+        claims = (await self._store.list(Claim, query)).whole()
         mine = (claim for claim in claims if claim.spec.pool == pool.metadata.name)
         return held_by(mine, pool.spec.ip_version or 4)
 

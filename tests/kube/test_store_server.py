@@ -185,7 +185,13 @@ class TestUnreadable:
                 await store.create(claim(1))
                 good = claim(2)
                 await store.create(replace(good, spec=replace(good.spec, network="n")))
-                assert [each.metadata.name for each in (await store.list(Strict)).items] == [good.metadata.name]
+                listing = await store.list(Strict)
+                assert [each.metadata.name for each in listing.items] == [good.metadata.name]
+                with pytest.raises(
+                    InvalidError, match=r"cannot be read, and may not be taken for absent: .*10\.0\.0\.1"
+                ):
+                    listing.whole()
+                assert (await store.list(Claim)).whole()  # whose type can read both
                 (event,) = await take(store.watch(Strict, Query(), start), 1)
                 assert event.object is not None
                 assert event.object.metadata.name == good.metadata.name
