@@ -92,7 +92,7 @@ async def _pod(store: Store, claim: Claim) -> tuple[Pod | None, Pod | None]:
     namesake = await _get(store, Pod, name, workload.namespace) if workload and workload.namespace and name else None
     if namesake is not None and namesake.metadata.uid == claim.spec.pod_uid:
         return namesake, None
-    pods = (await store.list(Pod)).items
+    pods = (await store.list(Pod)).whole()
     return next((pod for pod in pods if pod.metadata.uid == claim.spec.pod_uid), None), namesake
 
 
@@ -104,7 +104,7 @@ async def _valid(store: Store, claim: Claim) -> bool:
     if kind == StatefulSet.TYPE.kind:
         return is_valid_stateful_pod(pod_name(claim), await _get(store, StatefulSet, name, namespace))
     instance = await _get(store, VirtualMachineInstance, name, namespace)
-    return is_valid_virtual_machine(instance, await _get(store, VirtualMachine, name, namespace))
+    return is_valid_virtual_machine(instance, await _get(store, VirtualMachine, name, namespace), claim.spec.node)
 
 
 async def _get(store: Store, kind: type[R], name: str, namespace: str = "") -> R | None:
