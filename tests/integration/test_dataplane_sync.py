@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from prometheus_client import generate_latest
+from prometheus_client import Gauge, generate_latest
 
 from agent.dataplane import Dataplane, bpf, metrics
 from agent.dataplane.hooks import HOOKS, is_attached
@@ -74,6 +74,14 @@ async def soon(node: Node, expected: object, seconds: float = 10) -> None:
     end = time.monotonic() + seconds
     while (seen := await asyncio.to_thread(_contents, node)) != expected:
         assert time.monotonic() < end, f"{seen} is still not {expected}"
+        await asyncio.sleep(0.02)
+
+
+async def counted(gauge: Gauge, value: float, seconds: float = 10) -> None:
+    """The gauge says so, before the deadline: it is set after the maps were written."""
+    end = time.monotonic() + seconds
+    while (seen := gauge._value.get()) != value:
+        assert time.monotonic() < end, f"{seen} is still not {value}"
         await asyncio.sleep(0.02)
 
 
@@ -233,7 +241,7 @@ def test_older_service_keeps_a_frontend_that_two_claim(node: Node) -> None:
             await store.create(part("pa", "a-second", FOUR[1]))
             await store.create(service("marker", "10.96.0.99"))
             await soon(node, {frontend(VIP4, 80): backends(FOUR[0]), frontend("10.96.0.99", 80): ()})
-            assert metrics.CONFLICTS._value.get() == 1
+            await counted(metrics.CONFLICTS, 1)
             await store.delete(Service, "b-first", "default")
             await soon(node, {frontend(VIP4, 80): backends(FOUR[1]), frontend("10.96.0.99", 80): ()})
 
@@ -253,17 +261,14 @@ def test_full_map_is_told_and_spares_what_is_there(node: Node) -> None:
             await soon(node, good)
             await store.create(service("one-too-many", "10.96.1.9"))
             await store.create(part("p9", "one-too-many", FOUR[1]))
-            end = time.monotonic() + 10
-            while metrics.UNPROGRAMMED._value.get() != 1:
-                assert time.monotonic() < end
-                await asyncio.sleep(0.02)
+            await counted(metrics.UNPROGRAMMED, 1)
             await soon(node, good)
             await store.update(part("p0", "s0", FOUR[2]))  # what is there can still change
             await soon(node, good | {frontend("10.96.1.0", 80): backends(FOUR[2])})
             await store.delete(Service, "s0", "default")
             del good[frontend("10.96.1.0", 80)]
             await soon(node, good | {frontend("10.96.1.9", 80): backends(FOUR[1])})
-            assert metrics.UNPROGRAMMED._value.get() == 0
+            await counted(metrics.UNPROGRAMMED, 0)
 
     asyncio.run(scenario())
 
