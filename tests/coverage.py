@@ -82,7 +82,7 @@ def page(results: Results) -> str:
     lines = [
         "# Upstream's end-to-end cases",
         "",
-        "<!-- Generated: python -m tests.coverage, after make test -->",
+        "<!-- Generated: python -m tests.coverage, after make test-all -->",
         "",
         f"{proven} of {len(rows)} cases are proven here by a test that passed.",
         "",

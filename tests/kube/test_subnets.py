@@ -314,7 +314,8 @@ def test_third_parties_controllers(own: Cluster) -> None:
             await it.becomes(it.sizes, {"kept/eth0/4": 2})
             (pool,) = await it.pools()
             await it.delete("cloneset", "kept")
-            await it.delete("pod", "k1", "--force")  # the garbage collector takes half a minute to learn of a new kind
+            # The garbage collector takes half a minute to learn of a new kind, unless it has done so before.
+            await it.delete("pod", "k1", "--force", "--ignore-not-found")
             await it.until(lambda: gone(it, "pod", "k1"))
             uid = await clone_set(it, "kept")
             await it.apply(clone_pod("k2", uid, fixed, "kept"))
