@@ -85,9 +85,14 @@ class TestNode:
             seen = run(node.on_node(nodes, "node1", "cat", f"/proc/sys/{name}")).strip()
             assert seen == wanted
         ours = {name: Path(f"/proc/sys/{name}").read_text().strip() for name in node.KERNEL}
-        Path(f"{nodes.place.lab.node('node1')}/sys/panic").write_text("77\n")
-        assert run(node.on_node(nodes, "node1", "cat", "/proc/sys/kernel/panic")).strip() == "77"
-        assert ours == {name: Path(f"/proc/sys/{name}").read_text().strip() for name in node.KERNEL}
+        seen_by_node = Path(f"{nodes.place.lab.node('node1')}/sys/panic")
+        before = seen_by_node.read_text()
+        try:
+            seen_by_node.write_text("77\n")
+            assert run(node.on_node(nodes, "node1", "cat", "/proc/sys/kernel/panic")).strip() == "77"
+            assert ours == {name: Path(f"/proc/sys/{name}").read_text().strip() for name in node.KERNEL}
+        finally:
+            seen_by_node.write_text(before)  # a kubelet that starts later wants it
 
     def test_a_kubelet_comes_back_to_its_pods(self, there: Cluster) -> None:
         apply(there, workload("Deployment", "stay", 2))
