@@ -56,7 +56,7 @@ class World:
         """The NetworkAttachmentDefinition of that name."""
         try:
             return await self.store.get(NetworkAttachmentDefinition, name, self.namespace)
-        except NotFoundError:
+        except (NotFoundError, NotServedError):
             return None
 
     async def text(self, name: str) -> str | None:
