@@ -237,7 +237,7 @@ class TestColumns:
         assert row == ["shown", "4", "10.0.0.0/8", "2", "9", "true"]
         head, row = cells(kube.kubectl("get", "sp", "shown", "-o", "wide"))
         assert head[6:] == ["DISABLE", "NODENAME", "MULTUSNAME", "APP-NAMESPACE", "READY"]
-        assert row[6:] == ["false", '["a","b"]', "", "shop"]
+        assert row[6:] == ["false", '["a","b"]', "", "shop", ""]
 
 
 class TestLife:
