@@ -162,11 +162,13 @@ def test_nodes_that_are_lost(server: Cluster) -> None:
             await admin.node("well")
             claims = {}
             for name in ("sick", "well"):
-                uid = await admin.pod("default", f"on-{name}", node=name)
+                uid = await admin.pod("default", f"on-{name}", node=name, grace=1)
                 claims[name] = await held(rooms.store, "default", f"on-{name}", uid, node=name)
                 await admin.phase("default", f"on-{name}", "Running")
                 await admin.delete_pod("default", f"on-{name}", grace=1)
-            running_there = await held(rooms.store, "default", "up", await admin.pod("default", "up", node="sick"))
+            running_there = await held(
+                rooms.store, "default", "up", await admin.pod("default", "up", node="sick", grace=1)
+            )
             await admin.phase("default", "up", "Running")
             await asyncio.sleep(1.5)  # past the grace period and its delay
             await stays(rooms.store, *claims.values(), seconds=0.5)
