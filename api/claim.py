@@ -52,6 +52,11 @@ class Workload(Struct, frozen=True, kw_only=True):
     """Name of the pod where that is not `name`; empty otherwise."""
     controller: Controller | None = None
 
+    @property
+    def pod_name(self) -> str:
+        """Name of the pod, also where `name` is a virtual machine's."""
+        return self.pod or self.name
+
 
 class Quarantine(Struct, frozen=True, kw_only=True):
     """Why the address may not be used now: somebody who is not ours answers for it."""

@@ -34,7 +34,7 @@ class Holder:
 def pod_name(claim: Claim) -> str:
     """Name of the claim's pod as the claim has it."""
     workload = claim.spec.workload
-    return (workload.pod or workload.name) if workload else ""
+    return workload.pod_name if workload else ""
 
 
 async def in_cluster(store: Store, claim: Claim, moment: datetime) -> Holder:

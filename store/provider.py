@@ -170,7 +170,7 @@ def allocation_request(claims: Sequence[Claim]) -> AllocationRequest:
     first = claims[0].spec
     workload = first.workload
     return AllocationRequest(
-        pod_name=(workload.pod or workload.name) if workload else "",
+        pod_name=workload.pod_name if workload else "",
         pod_namespace=workload.namespace if workload else "",
         pod_uid=first.pod_uid,
         node_name=first.node,
@@ -190,7 +190,7 @@ def release_request(claim: Claim, provided: Provided) -> ReleaseRequest:
     """The request that takes back what was asked for the claim."""
     workload = claim.spec.workload
     return ReleaseRequest(
-        pod_name=(workload.pod or workload.name) if workload else "",
+        pod_name=workload.pod_name if workload else "",
         pod_namespace=workload.namespace if workload else "",
         pod_uid=claim.spec.pod_uid,
         node_name=claim.spec.node,

@@ -109,7 +109,7 @@ def endpoint_of(
     workload = first.spec.workload
     controller = workload.controller if workload else None
     static = LABEL_WORKLOAD in first.metadata.labels
-    pod = (workload.pod or workload.name) if workload else ""
+    pod = workload.pod_name if workload else ""
     owners = [] if static else [OwnerReference(api_version="v1", kind="Pod", name=pod, uid=first.spec.pod_uid)]
     meta = current.metadata if current else ObjectMeta(namespace=key[0], name=key[1])
     others = [finalizer for finalizer in meta.finalizers if finalizer != FINALIZER]

@@ -29,7 +29,7 @@ read, costs the server half a millisecond for each pod of the namespace, and is 
 def pod_name(claim: Claim) -> str:
     """Name of the claim's pod as the claim has it."""
     workload = claim.spec.workload
-    return (workload.pod or workload.name) if workload else ""
+    return workload.pod_name if workload else ""
 
 
 def _namespace(claim: Claim) -> str:

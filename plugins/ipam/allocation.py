@@ -338,7 +338,7 @@ def _who(request: Request) -> str:
     workload = request.workload
     if not workload.name:
         return f"container {request.container_id}"
-    return f"pod {workload.namespace}/{workload.pod or workload.name}"
+    return f"pod {workload.namespace}/{workload.pod_name}"
 
 
 def _holder(claim: Claim | None) -> str:

@@ -39,7 +39,7 @@ class Fates:
         workload = spec.workload
         if workload is None or not spec.pod_uid:
             return ""
-        namespace, name = workload.namespace, workload.pod or workload.name
+        namespace, name = workload.namespace, workload.pod_name
         pod = await self._get(Pod, name, namespace)
         if pod is not None and pod.metadata.uid == spec.pod_uid and is_alive(pod):
             return f"pod {namespace}/{name} is alive"

@@ -146,7 +146,7 @@ def _kind(workload: Workload | None) -> str:
 
 def _pod_name(claim: Claim) -> str:
     workload = claim.spec.workload
-    return (workload.pod or workload.name) if workload is not None else ""
+    return workload.pod_name if workload is not None else ""
 
 
 def _list(claims: list[Claim]) -> str:
