@@ -33,17 +33,23 @@ from plugins.net.netlink import (
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
+GROUP_LINKS = 1 << 0
+"""Multicast group (RTMGRP_LINK) that tells of changed links."""
 GROUP_IPV4_ADDRESSES = 1 << 4
 GROUP_IPV6_ADDRESSES = 1 << 8
 """Multicast groups (RTMGRP_*) that tell of changed addresses."""
 
+ETHERNET = 1
+"""Hardware type (ARPHRD_ETHER in include/uapi/linux/if_arp.h)."""
 FLAG_UP = 0x1
+FLAG_RUNNING = 0x40
 ADDRESS_DADFAILED, ADDRESS_DEPRECATED, ADDRESS_TENTATIVE, ADDRESS_PERMANENT = 0x08, 0x20, 0x40, 0x80
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
 _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS = 13, 18, 20
 _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 26, 27, 28, 29
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_IFLA_LINK_NETNSID, _IFA_TARGET_NETNSID = 37, 10
 _SKIP_STATS = 1 << 3
 _IFLA_INET_CONF, _DEVCONF_RP_FILTER = 1, 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
@@ -67,6 +73,23 @@ class Link(NamedTuple):
     """Index of the peer of a veth or of the master of a macvlan, in its own namespace; 0: none."""
     alias: str
     group: int
+    peer_netns: int = -1
+    """The kernel's number (nsid) of the namespace that `peer` is in; -1: it is in this one, or there is none."""
+
+
+class LinkState(NamedTuple):
+    """What of a link tells whether frames pass it, and from whom."""
+
+    ifindex: int
+    hardware: int
+    """ARPHRD_*; `ETHERNET`, for example."""
+    flags: int
+    mac: bytes
+
+    @property
+    def is_operational(self) -> bool:
+        """Whether frames pass, as far as the kernel knows: administratively up, and with a carrier (RFC 2863)."""
+        return self.flags & (FLAG_UP | FLAG_RUNNING) == FLAG_UP | FLAG_RUNNING
 
 
 class LinkAddress(NamedTuple):
@@ -150,11 +173,18 @@ def link_get(name: str) -> Message:
     return Message(RTM_GETLINK, 0, body, f"look up link {name}")
 
 
-def link_dump(kind: str) -> Message:
-    """Ask for all links of `kind`."""
+def link_get_index(index: int) -> Message:
+    """Ask for one link by index; the kernel answers ENODEV if there is none."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + u32_attribute(_IFLA_EXT_MASK, _SKIP_STATS)
+    return Message(RTM_GETLINK, 0, body, f"look up link {index}")
+
+
+def link_dump(kind: str = "") -> Message:
+    """Ask for all links, or for those of `kind`."""
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + u32_attribute(_IFLA_EXT_MASK, _SKIP_STATS)
-    body += attribute(_IFLA_LINKINFO, attribute(_INFO_KIND, kind.encode()))
-    return Message(RTM_GETLINK, NLM_F_DUMP, body, f"list {kind} links")
+    if kind:
+        body += attribute(_IFLA_LINKINFO, attribute(_INFO_KIND, kind.encode()))
+    return Message(RTM_GETLINK, NLM_F_DUMP, body, f"list {kind} links" if kind else "list links")
 
 
 def parse_link(body: bytes) -> Link:
@@ -173,7 +203,16 @@ def parse_link(body: bytes) -> Link:
         peer=int_in(found.get(_IFLA_LINK)),
         alias=text_in(found.get(_IFLA_IFALIAS, b"")),
         group=int_in(found.get(_IFLA_GROUP)),
+        peer_netns=int_in(found[_IFLA_LINK_NETNSID]) if _IFLA_LINK_NETNSID in found else -1,
     )
+
+
+def parse_link_state(body: bytes) -> LinkState | None:
+    """An RTM_NEWLINK; None if it is about the link as a port of a bridge, which comes in the same group."""
+    family, hardware, index, flags, _ = _IFINFO.unpack_from(body)
+    if family != AF_UNSPEC:
+        return None
+    return LinkState(index, hardware, flags, attributes(body, 16).get(_IFLA_ADDRESS, b""))
 
 
 def address_add(index: int, address: Address, length: int, where: str) -> Message:
@@ -184,9 +223,12 @@ def address_add(index: int, address: Address, length: int, where: str) -> Messag
     return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, f"add address {address}/{length} to {where}")
 
 
-def address_dump() -> Message:
-    """Ask for all addresses, IPv4 first."""
-    return Message(RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(AF_UNSPEC, 0, 0, 0, 0), "list addresses")
+def address_dump(netns: int = -1) -> Message:
+    """Ask for all addresses, IPv4 first; in the namespace that a link's `peer_netns` tells, else in the socket's."""
+    body = _IFADDR.pack(AF_UNSPEC, 0, 0, 0, 0)
+    if netns >= 0:
+        body += u32_attribute(_IFA_TARGET_NETNSID, netns)
+    return Message(RTM_GETADDR, NLM_F_DUMP, body, "list addresses")
 
 
 def parse_address(body: bytes) -> LinkAddress | None:

@@ -39,9 +39,10 @@ ROUTE_UNICAST = 1
 ROUTE_LOCAL = 2
 STATE_PERMANENT = 0x80
 
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 7, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 6, 7, 15
 _LOOKUP_TABLE = 0x1000
-_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 6, 10, 15, 16, 21
+_FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 2, 3, 6, 10
+_FRA_TABLE, _FRA_FWMASK, _FRA_OIFNAME, _FRA_PROTOCOL = 15, 16, 17, 21
 _TO_TABLE = 1
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 
@@ -71,10 +72,12 @@ class Route(NamedTuple):
     scope: int
     protocol: int
     type: int
+    priority: int = 0
+    """Its metric; 0: the kernel's default (0 for IPv4, 1024 for IPv6)."""
 
 
 class Rule(NamedTuple):
-    """A policy rule that looks a table up for all packets, or for those with a mark."""
+    """A policy rule that looks a table up for all packets, for those with a mark, or for those of a sender."""
 
     family: int
     priority: int
@@ -83,7 +86,8 @@ class Rule(NamedTuple):
     mask: int
     protocol: int
     plain: bool
-    """It selects by nothing but the mark: no source, no destination."""
+    """It selects by nothing but the mark and the source: no destination, no interface."""
+    source: Prefix | None = None
 
 
 class Neighbour(NamedTuple):
@@ -101,7 +105,7 @@ def host_prefix(address: Address) -> Prefix:
 
 
 def _route(route: Route) -> bytes:
-    destination, table, index, gateway, source, scope, protocol, kind = route
+    destination, table, index, gateway, source, scope, protocol, kind, priority = route
     body = _RTMSG.pack(
         family_of(destination.address),
         destination.length,
@@ -121,6 +125,8 @@ def _route(route: Route) -> bytes:
         body += attribute(_RTA_PREFSRC, source.packed)
     if index:
         body += u32_attribute(_RTA_OIF, index)
+    if priority:
+        body += u32_attribute(_RTA_PRIORITY, priority)
     return body + u32_attribute(_RTA_TABLE, table)
 
 
@@ -152,10 +158,12 @@ def route_get(destination: Address) -> Message:
     )
 
 
-def route_dump(family: int, table: int) -> Message:
-    """Ask for the routes of one table. The answer is ENOENT if the table was never used."""
-    body = _RTMSG.pack(family, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0) + u32_attribute(_RTA_TABLE, table)
-    return Message(RTM_GETROUTE, NLM_F_DUMP, body, f"list the routes of table {table}")
+def route_dump(family: int, table: int = 0) -> Message:
+    """Ask for the routes of one table, or of all (0). The answer is ENOENT if the table was never used."""
+    body = _RTMSG.pack(family, 0, 0, 0, table if table < 256 else 0, 0, 0, 0, 0)
+    if table:
+        body += u32_attribute(_RTA_TABLE, table)
+    return Message(RTM_GETROUTE, NLM_F_DUMP, body, f"list the routes of table {table}" if table else "list routes")
 
 
 def parse_route(body: bytes) -> Route:
@@ -171,11 +179,15 @@ def parse_route(body: bytes) -> Route:
         scope=scope,
         protocol=protocol,
         type=kind,
+        priority=int_in(found.get(_RTA_PRIORITY)),
     )
 
 
 def _rule(rule: Rule) -> bytes:
-    body = _RULE.pack(rule.family, 0, 0, 0, rule.table if rule.table < 256 else 0, 0, 0, _TO_TABLE, 0)
+    length = rule.source.length if rule.source is not None else 0
+    body = _RULE.pack(rule.family, 0, length, 0, rule.table if rule.table < 256 else 0, 0, 0, _TO_TABLE, 0)
+    if rule.source is not None:
+        body += attribute(_FRA_SRC, rule.source.address.packed)
     body += u32_attribute(_FRA_PRIORITY, rule.priority) + u32_attribute(_FRA_TABLE, rule.table)
     body += attribute(_FRA_PROTOCOL, bytes((rule.protocol,)))
     if rule.mark:
@@ -184,8 +196,9 @@ def _rule(rule: Rule) -> bytes:
 
 
 def _rule_text(rule: Rule) -> str:
+    who = f" from {rule.source}" if rule.source is not None else ""
     mark = f" fwmark {rule.mark:#x}" if rule.mark else ""
-    return f"IPv{4 if rule.family == AF_INET else 6} rule{mark} lookup {rule.table} pref {rule.priority}"
+    return f"IPv{4 if rule.family == AF_INET else 6} rule{who}{mark} lookup {rule.table} pref {rule.priority}"
 
 
 def rule_add(rule: Rule) -> Message:
@@ -207,6 +220,7 @@ def parse_rule(body: bytes) -> Rule:
     """An RTM_NEWRULE."""
     family, dst, src, _, table, _, _, action, _ = _RULE.unpack_from(body)
     found = attributes(body, 12)
+    source = address_in(found.get(_FRA_SRC))
     return Rule(
         family=family,
         priority=int_in(found.get(_FRA_PRIORITY)),
@@ -214,7 +228,8 @@ def parse_rule(body: bytes) -> Rule:
         mark=int_in(found.get(_FRA_FWMARK)),
         mask=int_in(found.get(_FRA_FWMASK)),
         protocol=found.get(_FRA_PROTOCOL, b"\0")[0],
-        plain=not dst and not src and action == _TO_TABLE,
+        plain=not dst and action == _TO_TABLE and not found.keys() & {_FRA_IIFNAME, _FRA_OIFNAME},
+        source=Prefix(source, src) if source is not None else None,
     )
 
 

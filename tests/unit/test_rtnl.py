@@ -16,7 +16,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from plugins.net import netlink, rtlink, rtroute
+from plugins.net import netlink, rtlink, rtroute, rtwhole
 from plugins.net.netlink import Message, attribute, attributes, nested
 
 MAC, PEER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
@@ -205,3 +205,76 @@ def test_any_address(address: Any) -> None:
     found = rtroute.parse_neighbour(message.body)
     assert found is not None
     assert found.address == ip_address(str(address))
+
+
+@pytest.mark.parametrize("address", [V4, V6])
+def test_rules_for_a_sender(address: Any) -> None:
+    family, length = netlink.family_of(address), address.max_prefixlen
+    rule = rtroute.Rule(family, 1001, 101, 0, 0, 83, True, rtroute.host_prefix(address))
+    attrs = [["FRA_SRC", str(address)], ["FRA_PRIORITY", 1001], ["FRA_TABLE", 101], ["FRA_PROTOCOL", 83]]
+    theirs = encoded(fibmsg, {"family": family, "src_len": length, "action": 1, "table": 101}, attrs)
+    same(rtroute.rule_add(rule), theirs, 12)
+    assert rtroute.parse_rule(rtroute.rule_add(rule).body) == rule
+    for extra in (["FRA_IIFNAME", "eth0"], ["FRA_OIFNAME", "eth0"]):
+        assert not rtroute.parse_rule(encoded(fibmsg, {"family": family, "action": 1}, [*attrs, extra])).plain
+
+
+def test_a_route_with_a_metric() -> None:
+    route = rtroute.Route(rtroute.host_prefix(V4), 500, 9, None, None, 253, 83, 1, 77)
+    fields = {"family": AF_INET, "dst_len": 32, "proto": 83, "scope": 253, "type": 1}
+    attrs = [["RTA_DST", str(V4)], ["RTA_OIF", 9], ["RTA_PRIORITY", 77], ["RTA_TABLE", 500]]
+    same(rtroute.route_add(route), encoded(rtmsg, fields, attrs), 12)
+    assert rtroute.parse_route(rtroute.route_add(route).body) == route
+
+
+def test_questions() -> None:
+    skip = ["IFLA_EXT_MASK", 8]
+    same(rtlink.link_get_index(7), encoded(ifinfmsg, {"index": 7}, [skip]), 16)
+    same(rtlink.link_dump(), encoded(ifinfmsg, {}, [skip]), 16)
+    same(rtlink.address_dump(3), encoded(ifaddrmsg, {}, []) + attribute(10, struct.pack("=I", 3)), 8)
+    same(rtroute.route_dump(AF_INET6), encoded(rtmsg, {"family": AF_INET6}, []), 12)
+    link = encoded(ifinfmsg, {"index": 7}, [["IFLA_IFNAME", "x"], ["IFLA_LINK", 3]])
+    assert rtlink.parse_link(link + attribute(37, struct.pack("=i", 5))).peer_netns == 5
+    assert rtlink.parse_link(link).peer_netns == -1
+
+
+WHOLE: list[list[Any]] = [
+    [["RTA_GATEWAY", "10.1.2.3"], ["RTA_OIF", 9]],
+    [["RTA_OIF", 9], ["RTA_PREFSRC", "10.1.2.3"], ["RTA_PRIORITY", 100]],
+    [["RTA_GATEWAY", "10.1.2.3"], ["RTA_OIF", 9], ["RTA_METRICS", {"attrs": [["RTAX_MTU", 1400]]}]],
+    [
+        [
+            "RTA_MULTIPATH",
+            [
+                {"oif": 9, "hops": 1, "flags": 4, "attrs": [["RTA_GATEWAY", "10.1.2.3"]]},
+                {"oif": 10, "attrs": [["RTA_GATEWAY", "10.1.2.4"]]},
+            ],
+        ]
+    ],
+]
+
+
+@pytest.mark.parametrize("attrs", WHOLE)
+def test_whole_routes_come_back_as_they_were(attrs: list[Any]) -> None:
+    fields = {"family": AF_INET, "dst_len": 16, "proto": 3, "type": 1, "table": 254}
+    body = encoded(rtmsg, fields, [["RTA_DST", "10.5.0.0"], *attrs, ["RTA_TABLE", 254]])
+    route = rtwhole.parse_whole(body)
+    assert route is not None
+    for message in (rtwhole.whole_add(route), rtwhole.whole_delete(route)):
+        same(message, body, 12)
+    assert rtwhole.parse_whole(rtwhole.whole_append(route).body) == route
+    assert str(route.destination) == "10.5.0.0/16"
+    assert route.without(9) == (route._replace(hops=route.hops[1:]) if len(route.hops) > 1 else None)
+    assert route.over(9) == route._replace(hops=route.hops[:1])
+    assert route.over(11) is None
+
+
+def test_a_whole_route_by_a_next_hop_object() -> None:
+    fields = {"family": AF_INET6, "proto": 3, "type": 1, "table": 254}
+    attrs = [["RTA_GATEWAY", "fd00::1"], ["RTA_OIF", 9]]
+    route = rtwhole.parse_whole(encoded(rtmsg, fields, attrs) + attribute(30, struct.pack("=I", 5)))
+    assert route is not None
+    assert set(dict(nested(rtwhole.whole_add(route).body[12:]))) == {30, 15}
+    assert route.is_default
+    cloned = encoded(rtmsg, {**fields, "flags": 0x200}, attrs)
+    assert rtwhole.parse_whole(cloned) is None
