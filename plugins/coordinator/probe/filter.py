@@ -17,13 +17,15 @@ from api.ranges import Address
 from plugins.coordinator.probe.frames import (
     ARP_REPLY,
     ARP_REQUEST,
-    ARPHRD_ETHER,
     ETH_P_ARP,
     ETH_P_IP,
     ETH_P_IPV6,
     HOP_LIMIT,
     ICMPV6,
+    ND_ADVERTISEMENT,
+    ND_SOLICITATION,
 )
+from plugins.net.rtlink import ETHERNET
 
 SO_ATTACH_FILTER = 26
 
@@ -55,9 +57,6 @@ IPV6_HOP_LIMIT = 21
 IPV6_SOURCE = 22
 ND_TYPE_AND_CODE = 54
 ND_TARGET = 62
-
-ND_SOLICITATION = 135 << 8
-ND_ADVERTISEMENT = 136 << 8
 
 INSTRUCTION = struct.Struct("=HBBI")
 """struct sock_filter."""
@@ -146,7 +145,7 @@ def _accept_ipv6(offset: int, addresses: Iterable[IPv6Address]) -> Program:
 def _arp(own: bytes, users: list[IPv4Address], takers: list[IPv4Address]) -> Program:
     used = _accept_ipv4(ARP_SENDER, users)
     return [
-        *_require(LOAD_WORD, ARP_FORMAT, ARPHRD_ETHER << 16 | ETH_P_IP),
+        *_require(LOAD_WORD, ARP_FORMAT, ETHERNET << 16 | ETH_P_IP),
         *_require(LOAD_HALF, ARP_LENGTHS, 6 << 8 | 4),
         *_reject_mac(ARP_SENDER_MAC, own),
         (LOAD_HALF, 0, 0, ARP_OPERATION),
@@ -165,7 +164,7 @@ def _discovery(users: list[IPv6Address], takers: list[IPv6Address]) -> Program:
         *_require(LOAD_BYTE, IPV6_NEXT_HEADER, ICMPV6),
         *_require(LOAD_BYTE, IPV6_HOP_LIMIT, HOP_LIMIT),
         (LOAD_HALF, 0, 0, ND_TYPE_AND_CODE),
-        *_when(ND_ADVERTISEMENT, [*_accept_ipv6(ND_TARGET, users), *REJECT]),
-        *_when(ND_SOLICITATION, [*from_nobody, *_accept_ipv6(ND_TARGET, takers), *REJECT]),
+        *_when(ND_ADVERTISEMENT << 8, [*_accept_ipv6(ND_TARGET, users), *REJECT]),
+        *_when(ND_SOLICITATION << 8, [*from_nobody, *_accept_ipv6(ND_TARGET, takers), *REJECT]),
         *REJECT,
     ]

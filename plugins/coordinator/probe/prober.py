@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from plugins.coordinator.probe.session import NicProbe, ProbeUnknownError, Sockets, open_sockets
+from plugins.coordinator.probe.session import NicProbe, ProbeUnknownError, Sockets, open_new, open_used
 from plugins.coordinator.probe.settings import ProbeSettings
 from plugins.net.netns import in_netns
 
@@ -38,9 +38,23 @@ class Prober:
         `netns_fd` is only needed until this returns. Raises ProbeUnknownError if the namespace cannot be entered or the
         NIC is not there, not Ethernet or not operational in time.
         """
+        return await self._open(netns_fd, ifname, open_new)
+
+    async def open_used(self, netns_fd: int, ifname: str) -> NicProbe:
+        """The same for a NIC that a pod uses: it stays as it is, down if it is down."""
+        return await self._open(netns_fd, ifname, open_used)
+
+    async def close(self) -> None:
+        """Return when every socket is closed and every thread has ended. All NICs must have been closed before."""
+        while self._pending:
+            await asyncio.wait(self._pending)
+        self._openers.shutdown()
+        self._closers.shutdown()
+
+    async def _open(self, netns_fd: int, ifname: str, opener: Callable[[str], Sockets]) -> NicProbe:
         try:
             async with asyncio.timeout(self._settings.up_wait):
-                sockets = await self._open_sockets(netns_fd, ifname)
+                sockets = await self._open_sockets(netns_fd, lambda: opener(ifname))
                 nic = NicProbe(ifname, self._settings, sockets, self._aside, self._retire)
                 try:
                     await nic.operational()
@@ -53,14 +67,7 @@ class Prober:
         except OSError as error:
             raise ProbeUnknownError(f"{ifname}: {error.strerror or error}") from error
 
-    async def close(self) -> None:
-        """Return when every socket is closed and every thread has ended. All NICs must have been closed before."""
-        while self._pending:
-            await asyncio.wait(self._pending)
-        self._openers.shutdown()
-        self._closers.shutdown()
-
-    async def _open_sockets(self, netns_fd: int, ifname: str) -> Sockets:
+    async def _open_sockets(self, netns_fd: int, opener: Callable[[], Sockets]) -> Sockets:
         await self._slots.acquire()
         try:
             # A copy: if the call is given up while a thread is at it, the number may soon mean another file.
@@ -71,7 +78,7 @@ class Prober:
 
         def enter() -> Sockets:
             try:
-                return in_netns(namespace, lambda: open_sockets(ifname))
+                return in_netns(namespace, opener)
             finally:
                 os.close(namespace)
 

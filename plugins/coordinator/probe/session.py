@@ -29,11 +29,13 @@ from plugins.coordinator.probe.frames import (
     gateway_request,
     group_mac,
     parse_mac,
+    quiet_request,
     sighting,
     solicited_node,
 )
 from plugins.coordinator.probe.link import Link
 from plugins.coordinator.probe.settings import ProbeSettings
+from plugins.net.rtlink import mac_text
 
 P = ParamSpec("P")
 
@@ -67,37 +69,61 @@ class Sockets:
 
     link: Link
     packets: socket.socket
+    own: frozenset[str]
+    """MACs that are no stranger's."""
 
     def close(self) -> None:
         """Close both. Waits about 11 ms for an RCU grace period of the kernel."""
         self.packets.close()
-        self.link.socket.close()
+        self.link.close()
 
 
-def open_sockets(ifname: str) -> Sockets:
-    """Set the NIC up and open what listens on it, in the network namespace of the calling thread. Raises OSError.
+def open_new(ifname: str) -> Sockets:
+    """Set the NIC up, which is yet to get its addresses, and open what listens on it. Raises OSError.
+
+    In the network namespace of the calling thread, as `open_used`.
+    """
+    link = Link(ifname)
+    try:
+        link.set_up()
+        return Sockets(link, _open_packets(ifname, link.index), frozenset((mac_text(link.mac),)))
+    except BaseException:
+        link.close()
+        raise
+
+
+def open_used(ifname: str) -> Sockets:
+    """Open what listens on a NIC that a pod uses, and leave it as it is. Raises OSError.
+
+    The pod's other NICs answer for its addresses too where they are on the same segment (`arp_ignore`); they are no
+    strangers.
+    """
+    link = Link(ifname)
+    try:
+        own = frozenset(map(mac_text, link.macs()))
+        return Sockets(link, _open_packets(ifname, link.index), own)
+    except BaseException:
+        link.close()
+        raise
+
+
+def _open_packets(ifname: str, index: int) -> socket.socket:
+    """The socket that hears the NIC.
 
     A packet socket with a protocol listens on every NIC from its birth. With protocol 0 it hears nothing until it is
     bound, and when it is bound the filter is there: it never holds a frame that nobody asked for. It takes all
     protocols, because one socket per protocol would double the cost of closing.
     """
-    link = Link(ifname)
+    packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
     try:
-        link.set_up()
-        packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
-        try:
-            attach_filter(packets, REJECT)
-            packets.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-            packets.bind((ifname, ETH_P_ALL))
-            join_group(packets.fileno(), link.index, ALL_NODES)
-        except BaseException:
-            packets.close()
-            raise
-        link.socket.setblocking(False)
+        attach_filter(packets, REJECT)
+        packets.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        packets.bind((ifname, ETH_P_ALL))
+        join_group(packets.fileno(), index, ALL_NODES)
     except BaseException:
-        link.socket.close()
+        packets.close()
         raise
-    return Sockets(link, packets)
+    return packets
 
 
 def join_group(fd: int, index: int, group: IPv6Address) -> None:
@@ -160,7 +186,7 @@ class NicProbe:
         retire: Callable[[Sockets], None],
     ) -> None:
         """`aside` runs what may block in a thread; `retire` closes the sockets in the background."""
-        self.mac = sockets.link.mac.hex(":")
+        self.mac = mac_text(sockets.link.mac)
         self._ifname = ifname
         self._settings = settings
         self._sockets = sockets
@@ -176,7 +202,7 @@ class NicProbe:
         if sockets.link.is_operational:
             self._up.set_result(None)
         self._loop.add_reader(sockets.packets, self._guard, self._receive, FRAMES_PER_WAKE)
-        self._loop.add_reader(sockets.link.socket, self._guard, self._follow_link)
+        self._loop.add_reader(sockets.link, self._guard, self._follow_link)
 
     async def __aenter__(self) -> Self:
         return self
@@ -201,7 +227,8 @@ class NicProbe:
     async def conflict(self, address: Address) -> str | None:
         """The MAC of a station that uses `address` or is about to take it, or None after the wait: it is free.
 
-        Changes nobody's cache (RFC 5227 section 2.1.1, RFC 4862 section 5.4). Raises ProbeUnknownError.
+        For an address that is not on the NIC yet. Changes nobody's cache (RFC 5227 section 2.1.1, RFC 4862 section
+        5.4). Raises ProbeUnknownError.
         """
         with self._question(address, self._settings.frames, self._settings.wait, counts_askers=True) as question:
             await asyncio.sleep(0)
@@ -210,16 +237,28 @@ class NicProbe:
                 await self._join(solicited_node(address))
             return await self._ask(question, conflict_probe(self.mac, address))
 
-    async def gateway(self, gateway: Address, source: Address) -> str | None:
+    async def rival(self, address: Address) -> str | None:
+        """The MAC of another station that uses `address`, which this NIC has, or None after the wait.
+
+        Who only asks whether it may have the address is none: the pod's own kernel answers that. Changes nobody's
+        cache: the answer comes to this NIC alone. Raises ProbeUnknownError.
+        """
+        with self._question(address, self._settings.frames, self._settings.wait, counts_askers=False) as question:
+            await asyncio.sleep(0)
+            return await self._ask(question, quiet_request(self.mac, address))
+
+    async def gateway(self, gateway: Address, source: Address | None = None) -> str | None:
         """The MAC of `gateway`, or None if it is silent throughout its wait.
 
-        Asks in the name of `source`, so `source` must have been found free: neighbours note it with this NIC's MAC.
-        Raises ProbeUnknownError; ValueError if the addresses are of different families.
+        With a `source` it is asked in that name, so `source` must have been found free: neighbours note it with this
+        NIC's MAC. Without, nothing is claimed, and a station that answers as a proxy, or only to its own subnet, may
+        be silent. Raises ProbeUnknownError; ValueError if the addresses are of different families.
         """
         count, wait = self._settings.gateway_frames, self._settings.gateway_wait
         with self._question(gateway, count, wait, counts_askers=False) as question:
             await asyncio.sleep(0)
-            return await self._ask(question, gateway_request(self.mac, source, gateway))
+            frame = gateway_request(self.mac, source, gateway) if source else quiet_request(self.mac, gateway)
+            return await self._ask(question, frame)
 
     async def announce(self, address: Address) -> None:
         """Tell the segment once that `address` is at this NIC, where another MAC may be remembered from before.
@@ -316,7 +355,7 @@ class NicProbe:
             for question in self._questions:
                 if (
                     seen
-                    and seen.answers(question.address, self.mac, question.counts_askers)
+                    and seen.answers(question.address, self._sockets.own, question.counts_askers)
                     and not question.answer.done()
                 ):
                     question.answer.set_result(seen.mac)
@@ -342,7 +381,7 @@ class NicProbe:
     def _fail(self, reason: str) -> None:
         self._fault = self._fault or reason
         self._loop.remove_reader(self._sockets.packets)
-        self._loop.remove_reader(self._sockets.link.socket)
+        self._loop.remove_reader(self._sockets.link)
         if not self._up.done():
             self._up.set_exception(self._error())
         for question in self._questions:
