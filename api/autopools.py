@@ -183,6 +183,8 @@ def new_pool(wish: Wish, subnet: Subnet, name: str) -> Pool:
             ip_version=wish.family,
             gateway=subnet.spec.gateway,
             routes=subnet.spec.routes,
+            detect_ip_conflict=subnet.spec.detect_ip_conflict,
+            detect_gateway=subnet.spec.detect_gateway,
             pod_affinity=LabelSelector(match_labels=affinity(wish.application)),
             default=False,
             disable=False,

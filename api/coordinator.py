@@ -30,7 +30,7 @@ _AtLeastOne = Annotated[int, Meta(ge=1)]
 
 
 class CoordinatorSpec(Struct, frozen=True, kw_only=True):
-    """`spec` of a SpiderCoordinator, and `spec.coordinator` of a SpiderMultusConfig."""
+    """What `spec` of a SpiderCoordinator and `spec.coordinator` of a SpiderMultusConfig have in common."""
 
     mode: _Mode = None
     """How pods reach their node: by a veth pair of our own (underlay), over the overlay's NIC, found out, or not."""
@@ -58,6 +58,15 @@ class CoordinatorSpec(Struct, frozen=True, kw_only=True):
     """MTU of the veth pair in bytes."""
 
 
+class ClusterCoordinatorSpec(CoordinatorSpec, frozen=True, kw_only=True):
+    """`spec` of a SpiderCoordinator."""
+
+    detect_ip_conflict: bool | None = field(default=None, name="detectIPConflict")
+    """For pools that do not say: ask the network whether somebody uses an address before a pod gets it."""
+    detect_gateway: bool | None = None
+    """For pools that do not say: refuse pods whose gateway does not answer."""
+
+
 class CoordinatorStatus(Struct, frozen=True, kw_only=True):
     """What the controller found out; the nodes' agents hand it to every pod."""
 
@@ -83,7 +92,7 @@ class Coordinator(Resource, frozen=True, kw_only=True):
         short="scc",
         status_subresource=True,
     )
-    spec: CoordinatorSpec = field(default_factory=CoordinatorSpec)
+    spec: ClusterCoordinatorSpec = field(default_factory=ClusterCoordinatorSpec)
     status: CoordinatorStatus | None = None
 
 
@@ -91,15 +100,19 @@ class CoordinatorUnusableError(Exception):
     """There is no configuration to attach pods by; the text is upstream's."""
 
 
+def chosen_of(coordinators: Iterable[Coordinator], name: str = DEFAULT_NAME) -> Coordinator | None:
+    """The one that counts, whatever its status: that called `name`, else the first in the order of names."""
+    return min(coordinators, key=lambda each: (each.metadata.name != name, each.metadata.name), default=None)
+
+
 def in_force(coordinators: Iterable[Coordinator], name: str = DEFAULT_NAME) -> Coordinator:
-    """The one that nodes go by: that called `name`, else the first in the order of names.
+    """The one that nodes go by, as `chosen_of` says.
 
     Upstream takes any; there should be one. Raises CoordinatorUnusableError if there is none, or it is not Synced.
     """
-    known = sorted(coordinators, key=lambda each: (each.metadata.name != name, each.metadata.name))
-    if not known:
+    chosen = chosen_of(coordinators, name)
+    if chosen is None:
         raise CoordinatorUnusableError("coordinator config not found")
-    chosen = known[0]
     if chosen.status is None or chosen.status.phase != "Synced":
         reason = chosen.status.reason if chosen.status else None
         raise CoordinatorUnusableError(

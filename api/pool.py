@@ -93,6 +93,10 @@ class PoolSpec(Struct, frozen=True, kw_only=True):
     """Used by pods that name no pool."""
     disable: OffByDefault = None
     """No new allocations; releases go on."""
+    detect_ip_conflict: bool | None = field(default=None, name="detectIPConflict")
+    """Ask the network whether somebody uses an address before a pod gets it; absent: as the cluster has it."""
+    detect_gateway: bool | None = None
+    """Refuse pods whose gateway does not answer; absent: as the cluster has it."""
 
 
 class PoolStatus(Struct, frozen=True, kw_only=True):

@@ -44,6 +44,10 @@ class SubnetSpec(Struct, frozen=True, kw_only=True):
     """Next hop of the default route; pools that name none inherit it when they become the subnet's."""
     routes: list[Route] | None = None
     """Further routes; pools that name none inherit them when they become the subnet's."""
+    detect_ip_conflict: bool | None = field(default=None, name="detectIPConflict")
+    """Whether pods' addresses are asked for on the network first; pools that do not say inherit it likewise."""
+    detect_gateway: bool | None = None
+    """Whether gateways must answer; pools that do not say inherit it likewise."""
 
 
 class SubnetStatus(Struct, frozen=True, kw_only=True):

@@ -102,8 +102,8 @@ def deleted_subnet_denial(subnet: Subnet) -> Denial | None:
 def inherited(pool: Pool, subnets: Iterable[Subnet]) -> Pool:
     """The pool as one of the subnet that has its network; defaulted before by `default_pool`.
 
-    It gets the subnet as its controller, and its gateway and routes if it names none (no member; an empty list of
-    routes is one). A pool that is the subnet's already, or terminating, stays as it is: later changes of the subnet
+    It gets the subnet as its controller, and its gateway, routes and detection if it names none (no member; an empty
+    list of routes is one). A pool that is the subnet's already, or terminating, stays as it is: later changes of the subnet
     are no pool's.
     """
     subnet = subnet_of(pool, subnets)
@@ -122,6 +122,10 @@ def inherited(pool: Pool, subnets: Iterable[Subnet]) -> Pool:
         spec = replace(spec, gateway=subnet.spec.gateway)
     if spec.routes is None and subnet.spec.routes:
         spec = replace(spec, routes=subnet.spec.routes)
+    if spec.detect_ip_conflict is None:
+        spec = replace(spec, detect_ip_conflict=subnet.spec.detect_ip_conflict)
+    if spec.detect_gateway is None:
+        spec = replace(spec, detect_gateway=subnet.spec.detect_gateway)
     others = [reference for reference in meta.owner_references if not reference.controller]
     references = [*others, owner_reference(subnet)]
     metadata = replace(meta, labels={**meta.labels, **label}, owner_references=references)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from api.coordinator import Coordinator, CoordinatorSpec
+from api.coordinator import ClusterCoordinatorSpec, Coordinator
 from api.meta import ObjectMeta, Resource
 from api.multusconfig import ANNOTATION_NAME, MacvlanConfig, MultusConfig, MultusConfigSpec
 from api.pool import Pool, PoolSpec, Route
@@ -102,7 +102,7 @@ def _coordinator(variables: Variables) -> list[Resource]:
     name = variables.text(f"{_COORDINATOR}NAME")
     if not name:
         return []
-    spec = CoordinatorSpec(
+    spec = ClusterCoordinatorSpec(
         mode=variables.text(f"{_COORDINATOR}MODE", "auto"),  # type: ignore[arg-type] # admission judges it
         pod_cidr_type=variables.text(f"{_COORDINATOR}POD_CIDR_TYPE") or None,  # type: ignore[arg-type] # likewise
         tune_pod_routes=variables.boolean(f"{_COORDINATOR}TUNE_POD_ROUTES"),

@@ -82,8 +82,7 @@ class Allocator:
             await self._take_overs.adopt(attempt, source, self._wanted)
             if not attempt.settled:
                 await self._complete(attempt)
-            if not attempt.quiet:
-                await self._detector.detect(attempt, self._complete)
+            await self._detector.detect(attempt, self._complete)
             await self._bind(attempt, deadline)
             others = [c for c in self._held.of_identity(request.identity) if c.spec.nic != request.nic]
             routes = routes_for(request.nic, attempt.claims.values(), others, source.routes, self._catalog.get)

@@ -54,6 +54,10 @@ class Attempt:
     """Addresses in flight, until the ADD is over."""
     strangers: list[tuple[Address, str]] = field(default_factory=list)
     """Addresses found in use, with the MAC that answered."""
+    suspects: list[tuple[Claim, str]] = field(default_factory=list)
+    """Claims given up because the pool's gateway answers for their address, with its MAC: no quarantine yet."""
+    routers: dict[str, str | None] = field(default_factory=dict)
+    """Gateways to their MAC, as far as it was asked for."""
     collisions: int = 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from api.annotations import ROUTES
 from api.claim import Claim
+from api.coordinator import ClusterCoordinatorSpec, Coordinator, chosen_of
 from api.endpoint import EndpointIP
 from api.pool import Pool
 from api.ranges import Address, Family, IPSet
@@ -47,12 +48,14 @@ from plugins.ipam.identity import last_nic, of_pod
 from plugins.ipam.nic import addresses_of
 from plugins.ipam.pods import NoPods, PodSource
 from plugins.ipam.provider import Provider
+from plugins.ipam.questions import Policy
 from plugins.ipam.repair import repair
 from plugins.ipam.retained import RetainedClaims
 from plugins.ipam.settings import IpamSettings
 from plugins.ipam.takeover import TakeOvers
 from plugins.ipam.view import Views
 from store.errors import InvalidError, NotFoundError, StoreError
+from store.informer import Informer
 from store.port import Store
 from store.recorder import Recorder
 
@@ -82,7 +85,16 @@ class Ipam(Plugin):
         self._views = Views(store, self._reserved_of, self._spawn, Random())
         self._held = NodeClaims(store, node)
         self._writer = ClaimWriter(store, self._held, self._views, provider)
-        detector = Detector(settings, self._catalog, self._views, self._writer, prober)
+        self._coordinators = Informer(store, Coordinator)
+        self._policy = Policy(settings, self._catalog.get, self._cluster)
+        detector = Detector(
+            settings=settings,
+            policy=self._policy,
+            catalog=self._catalog,
+            views=self._views,
+            writer=self._writer,
+            prober=prober,
+        )
         take_overs = TakeOvers(
             node=node,
             settings=settings,
@@ -122,6 +134,7 @@ class Ipam(Plugin):
                 self._group = group
                 for informer in (self._catalog.pools, self._catalog.reserved_ips, self._held.informer):
                     group.create_task(informer.run())
+                group.create_task(self._coordinators.run())
                 group.create_task(self._pods.run())
                 group.create_task(self._endpoints.run())
                 group.create_task(self._complaints.run())
@@ -135,7 +148,13 @@ class Ipam(Plugin):
         async with asyncio.timeout(deadline):
             for informer in (self._catalog.pools, self._catalog.reserved_ips, self._held.informer):
                 await informer.synced()
+            await self._coordinators.synced()
             await self._pods.ready()
+
+    def asked_about(self) -> list[Claim]:
+        """This node's claims for whose addresses the network is asked whether somebody else uses them, as of now."""
+        claims = [claim for claims in self._held.sets().values() for claim in claims]
+        return [claim for claim in claims if self._policy.of(claim.spec.pool).conflict]
 
     async def _repair_endpoints(self) -> None:
         """Once, write the endpoints that were left unwritten when the agent ended."""
@@ -346,6 +365,10 @@ class Ipam(Plugin):
             work.close()
             raise TryAgainLaterError("the agent is stopping")
         return self._group.create_task(work)
+
+    def _cluster(self) -> ClusterCoordinatorSpec | None:
+        chosen = chosen_of(self._coordinators.values())
+        return chosen.spec if chosen is not None else None
 
     def _reserved_of(self, facts: PoolFacts) -> IPSet:
         return self._catalog.reserved[facts.family]

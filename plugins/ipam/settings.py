@@ -18,11 +18,12 @@ class IpamSettings:
     enable_ipv6: bool = field(default=True, metadata=upstream(key="enableIPv6"))
     """Give IPv6 addresses."""
     enable_ip_conflict_detection: bool = field(default=False, metadata=upstream(key="enableIPConflictDetection"))
-    """Ask the network whether somebody uses an address before a pod gets it. Off as upstream: it costs each ADD the
-    probe's wait."""
+    """Ask the network whether somebody uses an address before a pod gets it, for pools that do not say
+    (`spec.detectIPConflict`) in a cluster that does not say (SpiderCoordinator). Off as upstream: it costs each ADD
+    the probe's wait."""
     enable_gateway_detection: bool = field(default=False, metadata=upstream(key="enableGatewayDetection"))
-    """Refuse an ADD whose pool has a gateway that does not answer. Off as upstream. Turn conflict detection on with
-    it: a question to the gateway names the new address as its sender, and neighbours learn from it."""
+    """Refuse an ADD whose pool has a gateway that does not answer, likewise (`spec.detectGateway`). Off as
+    upstream."""
     enable_statefulset: bool = field(default=True, metadata=upstream(key="enableStatefulSet"))
     """A StatefulSet's pod keeps its addresses when it is made anew. Needs Kubernetes, as all that follows up to
     `auto_pool_wait`."""
@@ -51,6 +52,9 @@ class IpamSettings:
     addresses picked at random a handful is rare; the limit only keeps a fault from spinning."""
     conflict_moves: int = 3
     """How often one ADD goes on with another address after the network showed that one is in use."""
+    predecessor_wait: float = 3.0
+    """How long an ADD waits for the pod before to leave an address that the new one takes over (a StatefulSet's), when
+    somebody still answers for it: its network namespace may just be going, on another node."""
     quarantine_time: float = 600.0
     """How long an address that somebody else uses stays out of use. Long enough to find the culprit, short enough
     that a mistake heals by itself."""
@@ -72,6 +76,6 @@ class IpamSettings:
         at_least(0.01, add_deadline=self.add_deadline, rollback_deadline=self.rollback_deadline)
         at_least(0.1, partial_grace=self.partial_grace, view_idle=self.view_idle)
         at_least(1, max_collisions=self.max_collisions, endpoint_queue=self.endpoint_queue)
-        at_least(0, auto_pool_wait=self.auto_pool_wait)
+        at_least(0, auto_pool_wait=self.auto_pool_wait, predecessor_wait=self.predecessor_wait)
         at_least(0, conflict_moves=self.conflict_moves, quarantine_time=self.quarantine_time)
         at_least(0, quarantine_cap=self.quarantine_cap, quarantine_cap_per_mac=self.quarantine_cap_per_mac)

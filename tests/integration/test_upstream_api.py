@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from api.coordinator import Coordinator, CoordinatorSpec, CoordinatorStatus
+from api.coordinator import ClusterCoordinatorSpec, Coordinator, CoordinatorStatus
 from api.meta import ObjectMeta
 from store.sqlite import SqliteStore
 from tests.integration.installation import ROOT, Agent, Installation, netns
@@ -173,7 +173,7 @@ def test_the_coordinators_configuration(site: Site) -> None:
         store = await SqliteStore.open(f"{site.cni.root}/store.db")
         try:
             status = CoordinatorStatus(phase=phase, overlay_pod_cidr=["10.244.0.0/16"])
-            spec = CoordinatorSpec(mode="disabled", hijack_cidr=["169.254.0.0/16"])
+            spec = ClusterCoordinatorSpec(mode="disabled", hijack_cidr=["169.254.0.0/16"])
             meta = ObjectMeta(name="default")
             if phase == "NotReady":
                 await store.create(Coordinator(metadata=meta, spec=spec))

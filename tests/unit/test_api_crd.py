@@ -78,6 +78,7 @@ def test_the_pool_schema_has_upstreams_members() -> None:
     assert set(spec["properties"]) == {
         *("ipVersion", "subnet", "ips", "excludeIPs", "gateway", "routes", "default", "disable"),
         *("podAffinity", "namespaceAffinity", "namespaceName", "nodeAffinity", "nodeName", "multusName"),
+        *("detectIPConflict", "detectGateway"),  # ours
     }
     assert spec["properties"]["ipVersion"]["enum"] == [4, 6]
     assert spec["properties"]["default"]["default"] is False
