@@ -3,12 +3,13 @@
 #   provision.sh run   what the agent, the lab and the demo need
 #   provision.sh dev   also what lint, tests and benchmarks need
 #   provision.sh kube  also what Kubernetes nodes on this machine need
+#   provision.sh vm    what `dev` says, and what virtual machines need
 # Debian 12, or a later one or a derivative with the same package names; root, if packages are missing. The virtual
 # environment is made over the distribution's interpreter, for the distribution's BCC is built for that one.
 set -euo pipefail
 cd -P "$(dirname "$0")/.."
 role=${1:-run}
-case $role in run | dev | kube) ;; *) echo "provision.sh: unknown role '$role', it is run, dev or kube" >&2; exit 2 ;; esac
+case $role in run | dev | kube | vm) ;; *) echo "provision.sh: unknown role '$role', it is run, dev, kube or vm" >&2; exit 2 ;; esac
 
 packages=(
   python3 python3-venv     # the interpreter, and virtual environments over it
@@ -32,6 +33,11 @@ if [ "$role" = kube ]; then
   packages+=(containerd runc busybox-static) # what a Kubernetes node runs pods with, and what is in them
   role=dev                 # and no other Python packages
 fi
+vm=
+if [ "$role" = vm ]; then
+  packages+=(busybox-static kmod) # the first steps of the guest; its modules
+  role=dev vm=yes
+fi
 missing=()
 for package in "${packages[@]}"; do
   [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
@@ -43,6 +49,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt-get update -qq
   apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
+[ -z "$vm" ] || lab/vm/packages.sh
 
 lock=requirements-$role.lock
 venv=build/venv
