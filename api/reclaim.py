@@ -17,6 +17,7 @@ from enum import Enum
 from api.apps import StatefulSet, VirtualMachineInstance
 from api.claim import LABEL_WORKLOAD, Claim
 from api.core import Node, Pod
+from api.mirror import is_mirror, is_mirrored
 from api.workloads import is_stateful_set, is_virtual_machine
 
 _DEFAULT_GRACE = 30
@@ -59,7 +60,7 @@ class Switches:
     delay: timedelta = timedelta(seconds=30)
     """After the grace period, for the kubelet to kill what does not end, and to tear the sandbox down."""
     lost_node: timedelta = timedelta(seconds=300)
-    """How long a node must be gone until claims of containers without a pod go with it."""
+    """How long a node must be gone until claims of containers that only it knew of go with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Witness:
     """What is known about a claim's holder; for a decision, all of it read after the claim was."""
 
     pod: Pod | None
-    """The pod with the claim's UID; None if there is none any more."""
+    """The pod that the claim names (`mirror.is_pod_of`); None if there is none any more."""
     namesake: Pod | None = None
     """The pod that has the name now, with another UID."""
     node: Node | None = None
@@ -95,8 +96,8 @@ def judge(claim: Claim, witness: Witness, switches: Switches, moment: datetime) 
     spec = claim.spec
     if spec.state == "Quarantined":
         return _quarantined(claim, moment)
-    if not spec.pod_uid:
-        return _without_pod(claim, witness, switches, moment)
+    if not spec.pod_uid or (witness.pod is None and is_mirrored(claim)):
+        return _known_to_node(claim, witness, switches, moment)
     static = is_static(claim, switches)
     if witness.pod is None:
         return _pod_is_gone(witness, moment, static=static)
@@ -124,9 +125,14 @@ def _quarantined(claim: Claim, moment: datetime) -> Verdict:
     return Verdict(Action.RELEASE, "its quarantine is over")
 
 
-def _without_pod(claim: Claim, witness: Witness, switches: Switches, moment: datetime) -> Verdict:
-    """A container that no pod belongs to is known to its node's agent alone, as long as there is one."""
-    if not claim.spec.container_id or not claim.spec.node:
+def is_known_to_node(claim: Claim) -> bool:
+    """Whether the claim's node may know of its container what the API does not."""
+    return not claim.spec.pod_uid or is_mirrored(claim)
+
+
+def _known_to_node(claim: Claim, witness: Witness, switches: Switches, moment: datetime) -> Verdict:
+    """A container that no pod in the API belongs to is known to its node's agent alone, as long as there is one."""
+    if not (claim.spec.pod_uid or claim.spec.container_id) or not claim.spec.node:
         return Verdict(Action.KEEP, "it names neither a pod nor a container of a node: somebody made it by hand")
     if witness.node is not None:
         return Verdict(Action.KEEP, "its container is for the agent of its node to judge")
@@ -182,7 +188,7 @@ def _ended(pod: Pod, switches: Switches) -> tuple[datetime, str] | None:
     """When a pod's addresses cannot be in use any more, and why; None for a pod that goes on."""
     ends: list[tuple[datetime, str]] = []
     deletion = pod.metadata.deletion_timestamp
-    if deletion is not None:
+    if deletion is not None and not is_mirror(pod):
         if pod.metadata.deletion_grace_period_seconds == 0:  # by force: to its kubelet that is no grace period
             deletion += _grace(pod)
         ends.append((deletion, "its pod was deleted and its grace period is over"))

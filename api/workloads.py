@@ -18,6 +18,7 @@ from api.apps import (
 )
 from api.claim import Controller
 from api.core import Pod
+from api.mirror import is_mirror
 
 Scalable = Deployment | ReplicaSet | StatefulSet | DaemonSet | Job | CronJob
 
@@ -30,8 +31,11 @@ _ORDINAL = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def is_alive(pod: Pod) -> bool:
-    """Whether the pod may have addresses: it is not terminating, and will run (again)."""
-    if pod.metadata.deletion_timestamp is not None:
+    """Whether the pod may have addresses: it is not terminating, and will run (again).
+
+    Who deletes a mirror deletes no pod.
+    """
+    if pod.metadata.deletion_timestamp is not None and not is_mirror(pod):
         return False
     phase, policy = pod.status.phase, pod.spec.restart_policy
     if phase == "Succeeded":

@@ -16,6 +16,7 @@ from api.autopools import Application, lookup_labels
 from api.claim import Claim, identity_label
 from api.conflicts import pool_conflicts
 from api.core import Namespace, Node, Pod
+from api.mirror import uid_on_node
 from api.nad import NetworkAttachmentDefinition
 from api.pool import Pool
 from api.ranges import Family, IPSet
@@ -106,7 +107,7 @@ async def explain(store: Store, namespace: str, name: str, default_network: str)
     claims = (await store.list(Claim)).items
     seen = await _seen(store, claims)
     parts = [f"Pod {namespace}/{name} ({controller.kind} {controller.name}) on node {pod.spec.node_name or NO_NODE}\n"]
-    held = [claim for claim in claims if identity_label(claim.spec.pod_uid, "") == identity_label(pod.metadata.uid, "")]
+    held = [claim for claim in claims if identity_label(claim.spec.pod_uid, "") == identity_label(uid_on_node(pod), "")]
     parts += [await _of_nic(store, facts, nic, settings=settings, seen=seen, held=held) for nic in _nics(pod)]
     return "\n".join(parts)
 

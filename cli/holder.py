@@ -10,7 +10,8 @@ from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
 from api.claim import Claim
 from api.core import Node, Pod
 from api.meta import R
-from api.reclaim import Action, Switches, Verdict, Witness, is_static, judge, workload_key
+from api.mirror import is_pod_of
+from api.reclaim import Action, Switches, Verdict, Witness, is_known_to_node, is_static, judge, workload_key
 from api.workloads import is_valid_stateful_pod, is_valid_virtual_machine
 from store.errors import NotFoundError
 from store.port import Store
@@ -26,7 +27,7 @@ class Holder:
     verdict: Verdict
     """What the reclaim would do with the claim now."""
     pod: Pod | None = None
-    """The pod with the claim's UID."""
+    """The pod that the claim names."""
     locked: str = ""
     """Why even somebody who insists may not release it; empty if they may."""
 
@@ -46,7 +47,7 @@ async def in_cluster(store: Store, claim: Claim, moment: datetime) -> Holder:
         # A StatefulSet or virtual machine that wants the address back can be overruled, a pod that uses it cannot.
         bare = judge(claim, replace(witness, valid=False), SWITCHES, moment)
         locked = "" if bare.action is Action.RELEASE else bare.reason
-    elif spec.state == "Allocated" and not spec.pod_uid and witness.node is not None:
+    elif spec.state == "Allocated" and is_known_to_node(claim) and witness.node is not None:
         locked = f"its container may run on node {spec.node}, whose agent alone knows it"
     return Holder(judge(claim, witness, SWITCHES, moment), witness.pod, locked)
 
@@ -84,16 +85,16 @@ async def _witness(store: Store, claim: Claim) -> Witness:
 
 
 async def _pod(store: Store, claim: Claim) -> tuple[Pod | None, Pod | None]:
-    """The pod with the claim's UID, or else the one that has its name now.
+    """The pod that the claim names, or else the one that has its name now.
 
     A claim that was written by hand may name its pod wrongly: before a UID counts as gone, all pods are looked at.
     """
     workload, name = claim.spec.workload, pod_name(claim)
     namesake = await _get(store, Pod, name, workload.namespace) if workload and workload.namespace and name else None
-    if namesake is not None and namesake.metadata.uid == claim.spec.pod_uid:
+    if namesake is not None and is_pod_of(namesake, claim):
         return namesake, None
     pods = (await store.list(Pod)).whole()
-    return next((pod for pod in pods if pod.metadata.uid == claim.spec.pod_uid), None), namesake
+    return next((pod for pod in pods if is_pod_of(pod, claim)), None), namesake
 
 
 async def _valid(store: Store, claim: Claim) -> bool:

@@ -19,6 +19,7 @@ from api.claim import Claim, Controller
 from api.core import Pod
 from api.endpoint import Endpoint
 from api.meta import R
+from api.mirror import is_mirror, is_pod_of
 from api.pool import ANNOTATION_CLAIMS, CLAIMS_AUTHORITATIVE, Pool
 from api.views import has_foreign_records
 from api.workloads import is_valid_stateful_pod, is_valid_virtual_machine
@@ -54,8 +55,20 @@ class _Cluster:
     """Pods and endpoints as they were read after the records."""
 
     def __init__(self, pods: list[Pod], endpoints: list[Endpoint]) -> None:
-        self.pods = {pod.metadata.uid: pod for pod in pods}
+        self._pods = {pod.metadata.uid: pod for pod in pods}
+        self._mirrors = {(pod.metadata.namespace, pod.metadata.name): pod for pod in pods if is_mirror(pod)}
         self.endpoints = {(each.metadata.namespace, each.metadata.name): each for each in endpoints}
+
+    def pod_of(self, record: Record) -> Pod | None:
+        """The pod that the record is of. A mirror's name is enough: upstream records the UID of an object that may
+        have been made anew since, while the pod goes on."""
+        return self._pods.get(record.pod_uid) or self._mirrors.get((record.namespace, record.name))
+
+    def has_pod_of(self, claim: Claim) -> bool:
+        """Whether the pod that the claim names is there."""
+        workload = claim.spec.workload
+        mirror = self._mirrors.get((workload.namespace, workload.pod_name)) if workload is not None else None
+        return claim.spec.pod_uid in self._pods or (mirror is not None and is_pod_of(mirror, claim))
 
 
 class Adopter:
@@ -141,7 +154,7 @@ class Adopter:
                 found = await self._store.get(Claim, wanted.metadata.name)
             except NotFoundError:
                 continue
-            standing = compare(found, wanted, lambda uid: uid in cluster.pods)
+            standing = compare(found, wanted, cluster.has_pod_of)
             if standing is Standing.SAME:
                 return "claimed"
             if standing is Standing.TAKEN:
@@ -157,7 +170,7 @@ class Adopter:
         raise ConflictError(f"claim {wanted.metadata.name} keeps changing")
 
     async def _evidence(self, record: Record, cluster: _Cluster) -> Evidence:
-        pod = cluster.pods.get(record.pod_uid)
+        pod = cluster.pod_of(record)
         endpoint = cluster.endpoints.get((record.namespace, record.name))
         if pod is not None:
             return Evidence(pod, endpoint, await self._owners.top_controller(pod))

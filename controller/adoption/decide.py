@@ -34,6 +34,7 @@ from api.claim import (
 from api.core import Pod
 from api.endpoint import Endpoint, EndpointIP
 from api.meta import ObjectMeta
+from api.mirror import uid_on_node
 from api.pool import Pool
 from api.ranges import Address
 from api.workloads import static_name
@@ -87,7 +88,7 @@ class Evidence:
     """What is known of a record's holder, all of it read after the record."""
 
     pod: Pod | None
-    """The pod with the record's UID."""
+    """The pod that the record is of."""
     endpoint: Endpoint | None
     """The SpiderEndpoint with the record's name."""
     controller: Controller | None
@@ -115,13 +116,14 @@ def claim_of(record: Record, pool: Pool, evidence: Evidence, switches: Switches)
         )
     if pod is None and not static:
         return None
+    pod_uid = uid_on_node(pod) if pod else record.pod_uid
     entry = _entry_of(record, evidence.endpoint)
     node = pod.spec.node_name if pod else ""
     if not node and evidence.endpoint is not None and evidence.endpoint.status is not None:
         node = evidence.endpoint.status.current.node
     labels = {
         LABEL_POOL: label_value(pool.metadata.name),
-        LABEL_IDENTITY: identity_label(record.pod_uid, ""),
+        LABEL_IDENTITY: identity_label(pod_uid, ""),
         LABEL_NODE: label_value(node),
     }
     if static:
@@ -139,7 +141,7 @@ def claim_of(record: Record, pool: Pool, evidence: Evidence, switches: Switches)
                 pod="" if (static or pod_name) == pod_name else pod_name,
                 controller=controller,
             ),
-            pod_uid=record.pod_uid,
+            pod_uid=pod_uid,
             nic=_nic(record, entry, pod),
             set_size=_set_size(entry),
             node=node,
@@ -174,14 +176,14 @@ class Standing(Enum):
     """A live pod has the address: it was given twice before we came, and stays with both."""
 
 
-def compare(found: Claim, wanted: Claim, is_alive: Callable[[str], bool]) -> Standing:
-    """What to think of a claim on an address that is to be adopted; `is_alive` knows the pods by UID."""
+def compare(found: Claim, wanted: Claim, is_alive: Callable[[Claim], bool]) -> Standing:
+    """What to think of a claim on an address that is to be adopted; `is_alive` knows who has its pod."""
     if found.spec.pod_uid and found.spec.pod_uid == wanted.spec.pod_uid:
         return Standing.SAME
     label = wanted.metadata.labels.get(LABEL_WORKLOAD)
     if label and found.metadata.labels.get(LABEL_WORKLOAD) == label:
         return Standing.SAME
-    if found.spec.state == "Allocated" and (is_alive(found.spec.pod_uid) or not found.spec.pod_uid):
+    if found.spec.state == "Allocated" and (is_alive(found) or not found.spec.pod_uid):
         return Standing.TAKEN
     return Standing.STALE
 

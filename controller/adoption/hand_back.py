@@ -23,6 +23,7 @@ from api.claim import LABEL_WORKLOAD, Claim
 from api.core import Pod
 from api.endpoint import Endpoint, EndpointCurrent, EndpointIP, EndpointStatus
 from api.meta import FINALIZER, ObjectMeta, OwnerReference
+from api.mirror import is_mirror, is_pod_of
 from api.pool import ANNOTATION_CLAIMS, CLAIMS_AUTHORITATIVE, Pool, PoolStatus
 from api.ranges import parse_network
 from api.views import allocated_ips, has_foreign_records, is_marked, total_ip_count
@@ -46,7 +47,8 @@ async def hand_back(store: Store, configurations: Iterable[str] = ()) -> list[st
     `configurations` are names of webhook configurations that go first: nobody answers them any more, and without an
     answer no pool can be changed.
     """
-    running = ours_that_run((await store.list(Pod)).whole(), (await store.list(DaemonSet)).whole())
+    pods = (await store.list(Pod)).whole()
+    running = ours_that_run(pods, (await store.list(DaemonSet)).whole())
     if running:
         raise HandBackError(f"agents or controllers of ours still run, delete them first: {', '.join(running[:5])}")
     await remove_webhooks(store, configurations, configurations)
@@ -57,7 +59,8 @@ async def hand_back(store: Store, configurations: Iterable[str] = ()) -> list[st
         for claim in claims
         if (why := _unrecorded(claim, pools))
     ]
-    kept = [claim for claim in claims if not _unrecorded(claim, pools)]
+    mirrors = {(pod.metadata.namespace, pod.metadata.name): pod for pod in pods if is_mirror(pod)}
+    kept = [_as_upstream_names(claim, mirrors) for claim in claims if not _unrecorded(claim, pools)]
     by_pool: dict[str, list[Claim]] = defaultdict(list)
     for claim in kept:
         by_pool[claim.spec.pool].append(claim)
@@ -82,6 +85,15 @@ async def hand_back(store: Store, configurations: Iterable[str] = ()) -> list[st
             await store.delete(Claim, meta.name, uid=meta.uid, resource_version=meta.resource_version)
     _log.info("%d addresses of %d pools are handed back, of %d workloads", len(kept), len(marked), workloads)
     return notes
+
+
+def _as_upstream_names(claim: Claim, mirrors: Mapping[tuple[str, str], Pod]) -> Claim:
+    """The claim with its pod's UID in the API, which upstream goes by, also for a kubelet's own pods."""
+    workload = claim.spec.workload
+    mirror = mirrors.get((workload.namespace, workload.pod_name)) if workload is not None else None
+    if mirror is None or not is_pod_of(mirror, claim):
+        return claim
+    return replace(claim, spec=replace(claim.spec, pod_uid=mirror.metadata.uid))
 
 
 def endpoint_of(

@@ -16,6 +16,7 @@ from api.claim import LABEL_WORKLOAD, Claim, claim_name, workload_label
 from api.core import Pod
 from api.endpoint import Endpoint
 from api.meta import FINALIZER, Kind, Resource, Struct
+from api.mirror import uid_on_node
 from api.pool import Pool
 from api.views import has_foreign_records
 from controller.reclaim.index import Index
@@ -163,7 +164,7 @@ class Endpoints:
 
     async def _pod_is_there(self, namespace: str, name: str, uid: str) -> bool:
         try:
-            return (await self._store.get(Pod, name, namespace)).metadata.uid == uid
+            return uid_on_node(await self._store.get(Pod, name, namespace)) == uid
         except NotFoundError:
             return False
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from api.claim import Claim
 from api.core import Pod
-from api.reclaim import workload_key
+from api.reclaim import is_known_to_node, workload_key
 
 WorkloadKey = tuple[str, str, str]
 K = TypeVar("K", bound=Hashable)
@@ -30,7 +30,7 @@ class Index:
         self._waiting: dict[WorkloadKey, set[str]] = {}
         """Names of claims that a workload keeps, of pods there or gone."""
         self._on_node: dict[str, set[str]] = {}
-        """Names of claims without a pod, by node."""
+        """Names of claims whose containers the node may be alone to know of, by node."""
 
     def claim_changed(self, old: Claim | None, new: Claim | None) -> None:
         """Take in a change of the cache."""
@@ -55,7 +55,7 @@ class Index:
         return tuple(self._waiting.get(workload, ()))
 
     def on_node(self, node: str) -> Collection[str]:
-        """Names of the claims on the node that no pod holds."""
+        """Names of the claims on the node whose containers it may be alone to know of."""
         return tuple(self._on_node.get(node, ()))
 
     def _add(self, claim: Claim) -> None:
@@ -63,7 +63,7 @@ class Index:
         known = self._claims.get(holder, ())
         if name not in known:
             self._claims[holder] = (*known, name)
-        if holder[0] == "/" and claim.spec.node:
+        if claim.spec.node and is_known_to_node(claim):
             self._on_node.setdefault(claim.spec.node, set()).add(name)
         workload = workload_key(claim)
         if workload is not None:

@@ -18,8 +18,9 @@ from api.apps import StatefulSet, VirtualMachineInstance, controller_of
 from api.claim import Claim
 from api.core import Node, Pod
 from api.meta import Resource
+from api.mirror import uid_on_node
 from api.pool import ANNOTATION_SCAN, Pool
-from api.reclaim import Action, Verdict, is_static, judge
+from api.reclaim import Action, Verdict, is_known_to_node, is_static, judge
 from controller.reclaim.absences import Absences
 from controller.reclaim.endpoints import Endpoints
 from controller.reclaim.index import Index, holder_of
@@ -65,7 +66,7 @@ class Reclaim:
         self._remembered = Remembered(self._index, self._watched, self._absences)
         self._suspects = Suspects()
         self._missing: dict[str, datetime] = {}
-        """Nodes that are not there although claims of containers name them, and since when."""
+        """Nodes that are not there although claims of containers that they alone know of name them, and since when."""
         self._replayed = False
         """Whether the listeners have been told of all that is there, which the first scan looks at together."""
         self._scanned = False
@@ -132,7 +133,7 @@ class Reclaim:
     def _judge_by_caches(self, claim: Claim) -> Verdict:
         if not self._settings.enabled and claim.spec.state != "Quarantined":
             return Verdict(Action.KEEP, "reclaim is switched off")
-        if not claim.spec.pod_uid and claim.spec.node and self._watched.nodes.get(claim.spec.node) is None:
+        if claim.spec.node and is_known_to_node(claim) and self._watched.nodes.get(claim.spec.node) is None:
             self._missing.setdefault(claim.spec.node, datetime.now(UTC))
         moment = datetime.now(UTC)
         return judge(claim, self._remembered.witness(claim, self._missing, moment), self._switches, moment)
@@ -170,7 +171,7 @@ class Reclaim:
             return
         for pod in (old, new):
             if pod is not None and (pod is new or new is None or new.metadata.uid != pod.metadata.uid):
-                self._consider_all(self._index.claims(pod.metadata.uid), self._settings.settle)
+                self._consider_all(self._index.claims(uid_on_node(pod)), self._settings.settle)
         if new is not None and new.status.pod_ips and (old is None or not old.status.pod_ips):
             owner = controller_of(new.metadata)
             if owner is not None and owner.kind == StatefulSet.TYPE.kind:  # it is up, with or without what was kept
@@ -185,9 +186,9 @@ class Reclaim:
             return
         self._consider_all(self._index.on_node(name), 0)
         if new is None or not new.ready:
-            for uid, pod in self._index.pods.items():
+            for pod in self._index.pods.values():
                 if pod.spec.node_name == name:
-                    self._consider_all(self._index.claims(uid), self._settings.settle)
+                    self._consider_all(self._index.claims(uid_on_node(pod)), self._settings.settle)
 
     def _set_changed(self, old: StatefulSet | None, new: StatefulSet | None) -> None:
         meta = (new or old).metadata  # type: ignore[union-attr]

@@ -13,7 +13,8 @@ from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
 from api.claim import Claim
 from api.core import Node, Pod
 from api.meta import R
-from api.reclaim import Witness, workload_key
+from api.mirror import is_pod_of
+from api.reclaim import Witness, is_known_to_node, workload_key
 from api.workloads import is_valid_stateful_pod, is_valid_virtual_machine
 from controller.caches import Caches
 from controller.reclaim.absences import Absences
@@ -34,6 +35,13 @@ def pod_name(claim: Claim) -> str:
 
 def _namespace(claim: Claim) -> str:
     return claim.spec.workload.namespace if claim.spec.workload else ""
+
+
+def _pod_of(claim: Claim, *found: Pod | None) -> Pod | None:
+    """The pod that the claim names, of those found by its UID and by its name."""
+    if not claim.spec.pod_uid:
+        return None
+    return next((pod for pod in found if pod is not None and is_pod_of(pod, claim)), None)
 
 
 class Watched:
@@ -63,11 +71,12 @@ class Remembered:
 
     def witness(self, claim: Claim, missing_since: Mapping[str, datetime], moment: datetime) -> Witness:
         """What the caches know at `moment`."""
-        pod = self._index.pods.get(claim.spec.pod_uid) if claim.spec.pod_uid else None
+        namesake = self._watched.pods.get(pod_name(claim), _namespace(claim))
+        pod = _pod_of(claim, self._index.pods.get(claim.spec.pod_uid), namesake)
         node = pod.spec.node_name if pod else claim.spec.node
         return Witness(
             pod=pod,
-            namesake=None if pod else self._watched.pods.get(pod_name(claim), _namespace(claim)),
+            namesake=None if pod else namesake,
             node=self._watched.nodes.get(node),
             node_missing_since=missing_since.get(node),
             gone_until=self._absences.until(claim, moment) if pod is None else None,
@@ -132,12 +141,13 @@ class Fresh:
 
     async def witness(self, claim: Claim, missing_since: Mapping[str, datetime], *, static: bool) -> Witness:
         """What the API server says about the claim, whose pod has been read. Raises StoreError."""
-        pod = self._by_uid.get(claim.spec.pod_uid) if claim.spec.pod_uid else None
+        namesake = self._by_name.get((_namespace(claim), pod_name(claim)))
+        pod = _pod_of(claim, self._by_uid.get(claim.spec.pod_uid), namesake)
         node = pod.spec.node_name if pod else claim.spec.node
         return Witness(
             pod=pod,
-            namesake=None if pod else self._by_name.get((_namespace(claim), pod_name(claim))),
-            node=await self._node(node) if pod or not claim.spec.pod_uid else None,
+            namesake=None if pod else namesake,
+            node=await self._node(node) if pod or is_known_to_node(claim) else None,
             node_missing_since=missing_since.get(node),
             gone_until=self._absences.until(claim, datetime.now(UTC)) if pod is None else None,
             valid=await self._is_valid(claim) if static else False,

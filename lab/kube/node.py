@@ -32,6 +32,8 @@ from lab.table import Paper
 KERNEL = {"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
 """What a kubelet wants of the kernel. It gets to see it, and the machine's own settings stay as they are."""
 SOCKET = "/run/containerd/containerd.sock"
+MANIFESTS = "manifests"
+"""Folder of the node with the pods that its kubelet runs on its own account."""
 
 
 def preflight() -> None:
@@ -123,7 +125,7 @@ def pods_cgroup(lab: Lab, node: str) -> str:
 
 def _prepare(cluster: Cluster, node: str) -> None:
     folder = cluster.place.lab.node(node)
-    for name in (*POINTS, "sys", "images"):
+    for name in (*POINTS, "sys", "images", MANIFESTS):
         os.makedirs(f"{folder}/{name}", mode=0o755)
     for name, value in KERNEL.items():
         with open(f"{folder}/sys/{os.path.basename(name)}", "w") as file:
@@ -167,6 +169,7 @@ version = 2
 def _kubelet(cluster: Cluster, node: str) -> dict[str, Any]:
     pki = cluster.place.pki
     return {
+        "staticPodPath": f"{cluster.place.lab.node(node)}/{MANIFESTS}",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "failCgroupV1": False,

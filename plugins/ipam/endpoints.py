@@ -20,6 +20,7 @@ from api.claim import Claim
 from api.core import Pod
 from api.endpoint import Endpoint, EndpointCurrent, EndpointIP, EndpointStatus
 from api.meta import FINALIZER, ObjectMeta, OwnerReference
+from api.mirror import is_mirrored
 from plugins.ipam import metrics
 from plugins.ipam.held import is_retained
 from store.errors import AlreadyExistsError, ConflictError, InvalidError, NotFoundError, StoreError
@@ -48,7 +49,7 @@ class Subject:
     uid: str
     """UID of the pod; the container id where there is no pod."""
     owner: OwnerReference | None
-    """The pod, with which the endpoint goes; None if it outlives the pod, or where there is no pod."""
+    """The pod, with which the endpoint goes; None if it outlives the pod, or its object, or where there is no pod."""
     static: bool
     """The addresses outlive the pod."""
     controller_type: str
@@ -222,7 +223,7 @@ def subject_of(claim: Claim) -> Subject:
     controller = spec.workload.controller if spec.workload is not None else None
     static = is_retained(claim)
     owner = None
-    if spec.pod_uid and not static:
+    if spec.pod_uid and not static and not is_mirrored(claim):
         owner = OwnerReference(api_version=Pod.TYPE.api_version, kind=Pod.TYPE.kind, name=name, uid=spec.pod_uid)
     return Subject(
         uid=spec.pod_uid or spec.container_id,

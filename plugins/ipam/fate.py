@@ -6,6 +6,7 @@ from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
 from api.claim import Claim
 from api.core import Pod
 from api.meta import R
+from api.mirror import is_pod_of
 from api.workloads import (
     is_alive,
     is_stateful_set,
@@ -41,7 +42,7 @@ class Fates:
             return ""
         namespace, name = workload.namespace, workload.pod_name
         pod = await self._get(Pod, name, namespace)
-        if pod is not None and pod.metadata.uid == spec.pod_uid and is_alive(pod):
+        if pod is not None and is_pod_of(pod, claim) and is_alive(pod):
             return f"pod {namespace}/{name} is alive"
         controller = workload.controller
         if controller is None or not is_retained(claim):

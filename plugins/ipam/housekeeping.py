@@ -1,4 +1,4 @@
-"""What IPAM tidies up in the background: claims that a failed ADD could not delete, sets that a crash left partial."""
+"""What IPAM tidies up in the background: what failed ADDs could not delete, crashes left partial, no DEL released."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable
 
 from api.claim import Claim
+from api.mirror import is_mirrored
 from plugins.errors import ProviderError
 from plugins.ipam import metrics
 from plugins.ipam.allocation import Allocator
 from plugins.ipam.claims import ClaimWriter
 from plugins.ipam.concurrency import Key, KeyLocks, container_key, pod_key
+from plugins.ipam.fate import Fates
 from plugins.ipam.held import NodeClaims, is_retained, partial, set_key
 from plugins.ipam.nic import namespace_lives
 from plugins.ipam.settings import IpamSettings
@@ -20,7 +22,7 @@ from store.errors import StoreError
 
 log = logging.getLogger(__name__)
 
-_INTERVAL = 30.0
+_INTERVAL = 10.0
 """Seconds between two rounds at most; a quarter of the partial sets' grace if that is less."""
 
 
@@ -36,6 +38,8 @@ class Housekeeping:
         writer: ClaimWriter,
         allocator: Allocator,
         locks: KeyLocks,
+        fates: Callable[[], Fates],
+        released: Callable[[Claim], None],
     ) -> None:
         self._settings = settings
         self._views = views
@@ -43,14 +47,18 @@ class Housekeeping:
         self._writer = writer
         self._allocator = allocator
         self._locks = locks
+        self._fates = fates
+        self._released = released
         self._partial_since: dict[tuple[tuple[str, str], ...], float] = {}
+        self._unclaimed_since: dict[tuple[str, str], float] = {}
+        """Claims of kubelet's own pods that neither a sandbox nor a mirror vouches for, by uid and version."""
 
     async def run(self) -> None:
         """Tidy up until cancelled."""
         while True:
             await asyncio.sleep(min(_INTERVAL, self._settings.partial_grace / 4))
             self._views.close_idle(asyncio.get_running_loop().time() - self._settings.view_idle)
-            for work in (self.delete_leftovers, self.collect_partial_sets):
+            for work in (self.delete_leftovers, self.collect_partial_sets, self.collect_mirrored):
                 try:
                     await work()
                 except (StoreError, ProviderError) as error:
@@ -93,6 +101,33 @@ class Housekeeping:
             if freed:
                 metrics.partial_sets.inc()
                 log.warning("collected an incomplete set of claims: %s", ", ".join(sorted(freed)))
+
+    async def collect_mirrored(self) -> None:
+        """Release what kubelet's own pods have left.
+
+        The DEL that ends such a pod finds its mirror alive, which goes afterwards; and without a mirror the pod may go
+        on for long. So what counts is that there is neither a mirror nor the sandbox. Of claims that were upstream's no
+        sandbox is known: their mirror must be away for the grace time of partial sets. Raises StoreError,
+        ProviderError.
+        """
+        now = asyncio.get_running_loop().time()
+        mirrored = [claim for claims in self._held.sets().values() for claim in claims if is_mirrored(claim)]
+        known = self._unclaimed_since
+        self._unclaimed_since = {}
+        for claim in mirrored:
+            locks = keys_of(claim)
+            if _sandbox_lives(claim) or any(map(self._locks.busy, locks)):
+                continue
+            async with self._locks.hold(*locks):
+                if await self._fates().reason_to_keep(claim):
+                    continue
+                version = claim.metadata.uid, claim.metadata.resource_version
+                since = self._unclaimed_since[version] = known.get(version, now)
+                if not claim.spec.netns and now - since < self._settings.partial_grace:
+                    continue
+                if await self._writer.free(claim, _unchanged(version[1]), metrics.release_conflicts):
+                    self._released(claim)
+                    log.info("released %s of pool %s: its static pod is gone", claim.spec.address, claim.spec.pool)
 
 
 def keys_of(claim: Claim) -> tuple[Key, Key]:

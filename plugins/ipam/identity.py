@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from api.annotations import FIRST_NIC, AnnotationError, networks
 from api.claim import Workload
+from api.mirror import uid_on_node
 from plugins.ipam.config import Request
 from plugins.ipam.pods import PodFacts
 
 
 def of_pod(request: Request, facts: PodFacts | None) -> Request:
-    """The request with what is known of the pod; the API's UID counts, however kubelet called the pod."""
+    """The request with what is known of the pod, whose UID is the one that CNI names it by."""
     if facts is None:
         return request
     meta = facts.pod.metadata
@@ -21,7 +22,7 @@ def of_pod(request: Request, facts: PodFacts | None) -> Request:
         pod=meta.name if facts.static not in ("", meta.name) else "",
         controller=facts.controller,
     )
-    return replace(request, pod_uid=meta.uid, workload=workload, facts=facts)
+    return replace(request, pod_uid=request.pod_uid or uid_on_node(facts.pod), workload=workload, facts=facts)
 
 
 def last_nic(facts: PodFacts | None) -> str:

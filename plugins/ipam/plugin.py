@@ -125,6 +125,8 @@ class Ipam(Plugin):
             writer=self._writer,
             allocator=self._allocator,
             locks=self._locks,
+            fates=lambda: Fates(store, settings),
+            released=self._endpoints.detached,
         )
 
     async def run(self) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from api.claim import Controller
 from api.core import Namespace, Node, Pod
+from api.mirror import uid_on_node
 from api.workloads import is_alive, static_name
 from plugins.errors import PodGoneError
 from plugins.ipam.settings import IpamSettings
@@ -16,9 +17,6 @@ from store.errors import NotFoundError
 from store.informer import Informer
 from store.owners import Owners
 from store.port import Query, Store
-
-MIRROR = "kubernetes.io/config.mirror"
-"""Annotation of a pod in the API that mirrors one of kubelet's own (static) pods: the UID that kubelet knows it by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ class Pods:
         if not namespace or not name:
             return None
         pod = self._pods.get(name, namespace)
-        if pod is None or not uid or not _is(pod, uid):
+        if pod is None or not uid or uid_on_node(pod) != uid:
             pod = await self._read(namespace, name, uid)
         if not is_alive(pod):
             raise PodGoneError(f"dead Pod {namespace}/{name}, we cannot allocate IP addresses to it", _state(pod))
@@ -125,10 +123,10 @@ class Pods:
             pod = await self._store.get(Pod, name, namespace)
         except NotFoundError:
             raise PodGoneError(f"failed to get Pod {namespace}/{name}", "the API server has no such pod") from None
-        if uid and not _is(pod, uid):
+        if uid and uid_on_node(pod) != uid:
             raise PodGoneError(
                 f"failed to get Pod {namespace}/{name}",
-                f"its UID is {pod.metadata.uid}, and K8S_POD_UID of CNI_ARGS {uid}: that one is gone",
+                f"its UID is {uid_on_node(pod)}, and K8S_POD_UID of CNI_ARGS {uid}: that one is gone",
             )
         return pod
 
@@ -140,11 +138,6 @@ class Pods:
             return await self._store.get(Namespace, name)
         except NotFoundError:
             raise PodGoneError(f"failed to get Namespace {name}", "the API server has no such namespace") from None
-
-
-def _is(pod: Pod, uid: str) -> bool:
-    """Whether kubelet means this pod. Its own pods it knows by another UID than their mirrors in the API have."""
-    return uid in (pod.metadata.uid, pod.metadata.annotations.get(MIRROR))
 
 
 def _state(pod: Pod) -> str:

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from api.claim import LABEL_WORKLOAD, Claim, ClaimSpec, Workload, claim_name, identity_label, workload_label
 from api.endpoint import Endpoint
 from api.meta import ObjectMeta
+from api.mirror import MIRROR, is_mirrored
 from api.pool import ANNOTATION_CLAIMS, CLAIMS_AUTHORITATIVE, Pool
 from api.views import has_foreign_records
 from controller.adoption.adopt import Adopter, AdoptionRoom
@@ -60,9 +61,20 @@ class Site:
         flags = [f"--subresource={subresource}", "--validate=false"] if subresource else []
         self.cluster.kubectl("apply", "--server-side", "--force-conflicts", *flags, "-f", "-", stdin=text)
 
-    def pod(self, name: str, *, labels: dict[str, str] | None = None, owner: dict[str, Any] | None = None) -> str:
-        """A pod on a node without a kubelet; its UID."""
+    def pod(
+        self,
+        name: str,
+        *,
+        labels: dict[str, str] | None = None,
+        owner: dict[str, Any] | None = None,
+        mirrors: str = "",
+    ) -> str:
+        """A pod on a node without a kubelet; its UID. `mirrors` is the UID that a kubelet knows its static pod by."""
         meta: dict[str, Any] = {"name": name, "namespace": NS, "labels": labels or {"app": "x"}}
+        if mirrors:
+            meta["annotations"] = {MIRROR: mirrors}
+            node = self.cluster.kubectl("get", "node", NODE, "-o", "jsonpath={.metadata.uid}")
+            owner = {"apiVersion": "v1", "kind": "Node", "name": NODE, "uid": node}
         if owner:
             meta["ownerReferences"] = [owner | {"controller": True}]
         spec = {"containers": [{"name": "c", "image": "lab.invalid/none:1"}], "nodeName": NODE}
@@ -213,6 +225,28 @@ def test_records_become_claims_and_claims_authoritative(site: Site) -> None:
     assert pool.metadata.annotations[ANNOTATION_CLAIMS] == CLAIMS_AUTHORITATIVE
     assert not has_foreign_records(pool)
     assert adopted(site.cluster)[0]  # nothing is left to do
+
+
+def test_static_pods_are_known_by_another_uid_here_and_by_the_apis_there(site: Site) -> None:
+    """Upstream records the UID of the mirror, which may have been made anew since; its kubelet names its own."""
+    mirror = site.pod("etcd", mirrors="of-the-file")
+    site.pool("p1", 1, {"10": ("etcd", "of-the-mirror-before"), "11": ("scheduler", "of-one-that-is-gone")})
+    done, troubles, claims = adopted(site.cluster)
+    assert (done, troubles) == (True, {})
+    (claim,) = claims.values()
+    assert (claim.spec.address, claim.spec.pod_uid, is_mirrored(claim)) == ("10.88.1.10", "of-the-file", True)
+
+    async def back() -> Pool:
+        store = await opened(site.cluster)
+        try:
+            assert await hand_back(store) == []
+            return await store.get(Pool, "p1")
+        finally:
+            await store.close()
+
+    status = asyncio.run(back()).status
+    assert status is not None
+    assert json.loads(status.allocated_ips or "") == {"10.88.1.10": {"pod": f"{NS}/etcd", "podUid": mirror}}
 
 
 def test_not_while_an_agent_of_upstream_may_write(site: Site) -> None:

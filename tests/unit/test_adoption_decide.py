@@ -125,7 +125,9 @@ def _claim(uid: str, *, state: str = "Allocated", label: str = "") -> Claim:
     ],
 )
 def test_claims_that_are_there_already(found: Claim, standing: Standing) -> None:
-    assert compare(found, _claim("u", label="w.1"), lambda uid: uid in ("alive", "successor")) is standing
+    assert (
+        compare(found, _claim("u", label="w.1"), lambda other: other.spec.pod_uid in ("alive", "successor")) is standing
+    )
 
 
 def daemon_set(labels: dict[str, str], wanted: int) -> DaemonSet:

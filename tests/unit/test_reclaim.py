@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from api.claim import LABEL_WORKLOAD, Claim
 from api.core import Node, Pod, PodSpec
+from api.mirror import MIRROR
 from api.reclaim import Action, Switches, Verdict, Witness, finished_at, is_static, judge, outlived_until, workload_key
 
 NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
@@ -21,6 +22,7 @@ OTHER = "22222222-2222-4222-8222-222222222222"
 DELAY = Switches().delay
 STATEFUL = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "db", "uid": "s"}
 MACHINE = {"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": "vm", "uid": "v"}
+NODE = {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "n"}
 FOREIGN = {"apiVersion": "apps.kruise.io/v1beta1", "kind": "StatefulSet", "name": "db", "uid": "k"}
 
 
@@ -59,6 +61,15 @@ def done(phase: str, *, since: float, **meta: Any) -> Pod:
         {"name": "b", "state": {"terminated": {"finishedAt": ago(seconds=since)}}},
     ]
     return pod(phase, ips=False, status={"containerStatuses": ends}, **meta)
+
+
+def mirror(*, of: str = UID, **meta: Any) -> Pod:
+    """The object for a pod that its kubelet runs from a file, and knows by another UID."""
+    return pod(uid=OTHER, annotations={MIRROR: of}, **meta)
+
+
+def ago_moment(**delta: float) -> datetime:
+    return NOW - timedelta(**delta)
 
 
 def node(ready: str = "True") -> Node:
@@ -232,6 +243,55 @@ ROWS: dict[str, tuple[Claim, Witness, Switches, Action]] = {
         Switches(),
         RELEASE,
     ),
+    "static pod, its mirror is there": (claim(NODE, labelled=False), Witness(mirror(), node=READY), Switches(), KEEP),
+    "static pod, somebody deletes its mirror": (
+        claim(NODE, labelled=False),
+        Witness(mirror(deletionTimestamp=ago(seconds=900), deletionGracePeriodSeconds=30), node=READY),
+        Switches(),
+        KEEP,
+    ),
+    "static pod, somebody deletes its mirror, node lost": (
+        claim(NODE, labelled=False),
+        Witness(mirror(deletionTimestamp=ago(seconds=900), deletionGracePeriodSeconds=0), node=LOST),
+        Switches(),
+        KEEP,
+    ),
+    "static pod, its mirror is gone": (
+        claim(NODE, labelled=False, node="n"),
+        Witness(None, node=READY, gone_until=ago_moment(seconds=900)),
+        Switches(),
+        KEEP,
+    ),
+    "static pod, its mirror is another's": (
+        claim(NODE, labelled=False, node="n"),
+        Witness(None, mirror(of=OTHER), node=READY, gone_until=ago_moment(seconds=900)),
+        Switches(),
+        KEEP,
+    ),
+    "static pod, its mirror is gone, node lost": (
+        claim(NODE, labelled=False, node="n"),
+        Witness(None, node=LOST, gone_until=ago_moment(seconds=900)),
+        Switches(),
+        KEEP,
+    ),
+    "static pod, its mirror is gone, node just missed": (
+        claim(NODE, labelled=False, node="n"),
+        Witness(None, gone_until=ago_moment(seconds=900)),
+        Switches(),
+        LATER,
+    ),
+    "static pod, its mirror is gone, node missed for long": (
+        claim(NODE, labelled=False, node="n"),
+        Witness(None, node_missing_since=NOW - timedelta(seconds=300)),
+        Switches(),
+        RELEASE,
+    ),
+    "static pod, finished": (
+        claim(NODE, labelled=False),
+        Witness(done("Succeeded", since=90, annotations={MIRROR: UID}), node=READY),
+        Switches(),
+        RELEASE,
+    ),
     "container, no node": (claim(podUID="", containerID="c"), Witness(None), Switches(), KEEP),
     "neither pod nor container": (claim(podUID="", node="n"), Witness(None), Switches(), KEEP),
     "in quarantine": (
@@ -308,6 +368,8 @@ def pods(draw: st.DrawFn, uid: str) -> Pod:
     if draw(st.booleans()):
         meta["deletionTimestamp"] = draw(moments)
         meta["deletionGracePeriodSeconds"] = draw(st.integers(0, 600))
+    if draw(st.booleans()):
+        meta["annotations"] = {MIRROR: uid}
     ended = [{"name": "c", "state": {"terminated": {"finishedAt": end}}} for end in draw(st.lists(moments, max_size=2))]
     status = {
         "containerStatuses": ended,
@@ -329,7 +391,7 @@ claims = st.builds(
             else {}
         ),
     ),
-    st.sampled_from([None, STATEFUL, MACHINE, FOREIGN]),
+    st.sampled_from([None, STATEFUL, MACHINE, FOREIGN, NODE]),
     st.booleans(),
     st.sampled_from(["Allocated", "Allocated", "Quarantined"]),
     st.sampled_from([UID, UID, ""]),
@@ -355,17 +417,23 @@ witnesses = st.builds(
 
 
 def in_use(held: Claim, witness: Witness) -> bool:
-    """What design says, in other words than the code's: the pod is there, and neither at its end nor out of grace."""
+    """What design says, in other words than the code's: the pod is there, and neither at its end nor out of grace.
+
+    What only its node knows of is in use as long as there is a node; and who deletes a mirror ends nothing.
+    """
     if held.spec.state == "Quarantined":
         return True  # until its end, which no example reaches
     if not held.spec.pod_uid:
+        return witness.node is not None
+    controller = held.spec.workload.controller if held.spec.workload else None
+    if witness.pod is None and controller is not None and controller.kind == "Node":
         return witness.node is not None
     if witness.pod is None:
         return witness.gone_until is not None and witness.gone_until > NOW
     if witness.pod.status.phase in ("Succeeded", "Failed"):
         return False
     deletion = witness.pod.metadata.deletion_timestamp
-    return deletion is None or deletion > NOW
+    return deletion is None or deletion > NOW or MIRROR in witness.pod.metadata.annotations
 
 
 @given(claims, witnesses, switches)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.claim import LABEL_WORKLOAD, Claim
+from api.mirror import is_mirrored
 from api.reclaim import workload_key
 from controller.reclaim.index import Index, holder_of
 from controller.reclaim.suspects import Suspects
@@ -18,7 +19,8 @@ SETS = ("db", "web", "")
 
 
 def claim(number: int, uid: str, owner: str, node: str, state: str) -> Claim:
-    controller = {"apiVersion": "apps/v1", "kind": "StatefulSet", "name": owner, "uid": "s"}
+    version, kind = ("v1", "Node") if owner == "a-node" else ("apps/v1", "StatefulSet")
+    controller = {"apiVersion": version, "kind": kind, "name": owner, "uid": "s"}
     workload: dict[str, Any] = {"namespace": "ns", "name": "p", **({"controller": controller} if owner else {})}
     spec = {"address": f"10.0.0.{number}", "ipVersion": 4, "pool": "p", "podUID": uid, "node": node, "state": state}
     labels = {LABEL_WORKLOAD: "w.x"} if owner else {}
@@ -30,7 +32,7 @@ claims = st.builds(
     claim,
     st.integers(1, 5),
     st.sampled_from(UIDS),
-    st.sampled_from(SETS),
+    st.sampled_from([*SETS, "a-node"]),
     st.sampled_from(["n1", "n2", ""]),
     st.sampled_from(["Allocated", "Quarantined"]),
 )
@@ -54,7 +56,7 @@ def test_the_index_agrees_with_a_look_at_all_claims(changes: list[Claim | int]) 
         key = ("ns", "StatefulSet", owner)
         assert set(index.waiting(key)) == {name for name, each in there.items() if workload_key(each) == key}
     for node in ("n1", "n2"):
-        wanted = {name for name, e in there.items() if holder_of(e)[0] == "/" and e.spec.node == node}
+        wanted = {name for name, e in there.items() if (not e.spec.pod_uid or is_mirrored(e)) and e.spec.node == node}
         assert set(index.on_node(node)) == wanted
     for each in list(there.values()):
         index.claim_changed(each, None)
