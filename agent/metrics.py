@@ -22,6 +22,19 @@ REFUSED = Counter(
     "Connections that were not served: busy (the waiting room is full), peer (not root), malformed, slow, gone.",
     ["reason"],
 )
+RECHECKS = Counter(
+    "spiderpool_agent_rechecks",
+    "Looks at addresses in use by outcome: alone (nobody else has it), conflict, unknown (the network could not be"
+    " asked), elsewhere (a virtual machine that is still moving here).",
+    ["outcome"],
+)
+STOLEN = Gauge(
+    "spiderpool_agent_addresses_in_conflict",
+    "Addresses of this node's pods that somebody else on the network uses now, by IP version.",
+    ["ip_version"],
+)
+for _version in ("4", "6"):
+    STOLEN.labels(_version)
 QUEUE_LENGTH = Gauge("spiderpool_agent_queue_length", "Queued deletions that are still to be replayed.")
 QUEUE_REPLAYED = Counter(
     "spiderpool_agent_queue_replayed",

@@ -10,6 +10,7 @@ from agent.collector import Collector
 from agent.daemon import Rooms
 from agent.dataplane import Dataplane
 from agent.host import Host
+from agent.recheck import InUse, Recheck
 from agent.settings import Settings
 from agent.upstream.settings import UpstreamSettings
 from daemon.health import Health
@@ -22,6 +23,7 @@ from plugins.ipam.provider import Provider
 from store.open import open_store
 from store.port import Store
 from store.provider import ProviderClient
+from store.recorder import Recorder
 
 
 async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
@@ -44,6 +46,14 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"ipam": ipam.run}
     if settings.collector.enabled:
         background["collector"] = Collector(store, node, settings.collector).run
+    if settings.recheck.enabled:
+        background["recheck"] = Recheck(
+            store=store,
+            in_use=lambda: (InUse(claim, gateway) for claim, gateway in ipam.asked_about()),
+            prober=prober,
+            recorder=Recorder(store, "spiderpool-agent", node) if pods.knows_pods else None,
+            settings=settings.recheck,
+        ).run
     if settings.dataplane.enabled:
         background["dataplane"] = Dataplane(store, settings.dataplane).run
     doors: dict[str, Callable[[Host, Health], Coroutine[Any, Any, None]]] = {}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from agent.collector import CollectorSettings
 from agent.dataplane.settings import DataplaneSettings
+from agent.recheck import RecheckSettings
 from agent.upstream.settings import UpstreamSettings
 from daemon.limits import at_least
 from daemon.settings import HealthSettings, LogSettings
@@ -106,6 +107,7 @@ class Settings:
     provider: ProviderSettings = field(default_factory=ProviderSettings)
     coordinator: CoordinatorSettings = field(default_factory=CoordinatorSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
+    recheck: RecheckSettings = field(default_factory=RecheckSettings)
     collector: CollectorSettings = field(default_factory=CollectorSettings)
     dataplane: DataplaneSettings = field(default_factory=DataplaneSettings)
 

@@ -153,10 +153,14 @@ class Ipam(Plugin):
             await self._coordinators.synced()
             await self._pods.ready()
 
-    def asked_about(self) -> list[Claim]:
-        """This node's claims for whose addresses the network is asked whether somebody else uses them, as of now."""
-        claims = [claim for claims in self._held.sets().values() for claim in claims]
-        return [claim for claim in claims if self._policy.of(claim.spec.pool).conflict]
+    def asked_about(self) -> list[tuple[Claim, str]]:
+        """This node's claims of pools with conflict detection, as of now, each with its pool's gateway (or nothing)."""
+        return [
+            (claim, facts.gateway)
+            for claims in self._held.sets().values()
+            for claim in claims
+            if (facts := self._catalog.get(claim.spec.pool)) is not None and self._policy.of(facts.name).conflict
+        ]
 
     async def _repair_endpoints(self) -> None:
         """Once, write the endpoints that were left unwritten when the agent ended."""

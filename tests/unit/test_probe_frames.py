@@ -18,6 +18,8 @@ from plugins.coordinator.probe.frames import (
     conflict_probe,
     gateway_request,
     group_mac,
+    link_local,
+    quiet_request,
     sighting,
     solicited_node,
 )
@@ -219,3 +221,47 @@ def test_scapy_stays_small_and_reads_no_routes() -> None:
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert float(out[0]) < 45
     assert out[1:] == ["0", "0"]
+
+
+MACS = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
+V4S = st.integers(min_value=0, max_value=2**32 - 1).map(IPv4Address)
+V6S = st.integers(min_value=1, max_value=2**128 - 1).map(IPv6Address)
+
+
+def ask_arp(mac: str, sender: IPv4Address, target: IPv4Address) -> bytes:
+    """An ARP request as scapy packs it."""
+    return bytes(
+        Ether(src=mac, dst="ff:ff:ff:ff:ff:ff", type=0x806)
+        / ARP(op=1, hwsrc=mac, psrc=str(sender), hwdst="00:00:00:00:00:00", pdst=str(target))
+    )
+
+
+def ask_neighbour(mac: str, source: IPv6Address, target: IPv6Address) -> bytes:
+    """A solicitation as scapy packs it."""
+    group = solicited_node(target)
+    message = ICMPv6ND_NS(tgt=str(target))
+    if int(source):
+        message /= ICMPv6NDOptSrcLLAddr(lladdr=mac)
+    ip6 = IPv6(src=str(source), dst=str(group), hlim=255, nh=58)
+    return bytes(Ether(src=mac, dst=group_mac(group), type=0x86DD) / ip6 / message)
+
+
+@given(MACS, V4S, V4S)
+def test_arp_is_packed_as_scapy_does(mac: str, one: IPv4Address, other: IPv4Address) -> None:
+    assert conflict_probe(mac, one) == quiet_request(mac, one) == ask_arp(mac, IPv4Address(0), one)
+    assert gateway_request(mac, one, other) == ask_arp(mac, one, other)
+    assert announcement(mac, one) == ask_arp(mac, one, one)
+
+
+@given(MACS, V6S, V6S)
+def test_neighbour_discovery_is_packed_as_scapy_does(mac: str, one: IPv6Address, other: IPv6Address) -> None:
+    assert conflict_probe(mac, one) == ask_neighbour(mac, IPv6Address("::"), one)
+    assert gateway_request(mac, one, other) == ask_neighbour(mac, one, other)
+    assert quiet_request(mac, one) == ask_neighbour(mac, link_local(mac), one)
+    ip6 = IPv6(src=str(one), dst="ff02::1", hlim=255, nh=58)
+    message = ICMPv6ND_NA(tgt=str(one), R=0, S=0, O=1) / ICMPv6NDOptDstLLAddr(lladdr=mac)
+    assert announcement(mac, one) == bytes(Ether(src=mac, dst="33:33:00:00:00:01", type=0x86DD) / ip6 / message)
+
+
+def test_the_link_local_address_follows_from_the_mac() -> None:
+    assert link_local("52:54:00:12:34:56") == IPv6Address("fe80::5054:ff:fe12:3456")
