@@ -23,8 +23,6 @@ from plugins.net.netns import require_netns
 
 DEFAULT_VERSION = "1.0.0"
 """cniVersion of an error whose caller named none that we know; the shim's is the same."""
-NOT_YET = frozenset({"ifacer"})
-"""Names under which the executable is installed and that this agent has no plugin for."""
 MAX_DETAILS = 32 << 10
 """Characters of an error's details; a runtime copies them into pod events."""
 
@@ -106,9 +104,10 @@ class Host:
             CALL.set(_names(call))
             plugin = self._plugins.get(name)
             if plugin is None:
-                body = _without_plugin(call, tuple(self._plugins))
-            else:
-                body = await self._within_deadline(execute, plugin, _checked_netns(call))
+                raise InvalidEnvironmentError(
+                    f"the agent has no plugin {name[:40]!r}", f"it serves {', '.join(sorted(self._plugins))}"
+                )
+            body = await self._within_deadline(execute, plugin, _checked_netns(call))
             reply = Reply(Status.DONE, body)
         except CniError as error:
             _log.warning("failed with code %d: %s", error.code, error)
@@ -217,19 +216,6 @@ def _checked_netns(call: Call) -> Call:
     if call.command in ("ADD", "CHECK"):
         raise error
     return replace(call, netns_fd=None)
-
-
-def _without_plugin(call: Call, served: tuple[str, ...]) -> bytes:
-    """The answer for a name that nothing is served under.
-
-    A DEL or GC for a name that is installed succeeds: there cannot be anything to delete, and an error would keep
-    the runtime from deleting what the rest of the chain has made.
-    """
-    if call.plugin in NOT_YET and call.command in ("DEL", "GC"):
-        return b""
-    raise InvalidEnvironmentError(
-        f"the agent has no plugin {call.plugin[:40]!r}", f"it serves {', '.join(sorted(served))}"
-    )
 
 
 async def _run(plugin: Plugin, call: Call) -> bytes:

@@ -17,6 +17,7 @@ from daemon.health import Health
 from plugins.cni import Plugin
 from plugins.coordinator.coordinator import Coordinator
 from plugins.coordinator.probe import Prober
+from plugins.ifacer.ifacer import Ifacer
 from plugins.ipam.plugin import Ipam
 from plugins.ipam.pods import NoPods, Pods
 from plugins.ipam.provider import Provider
@@ -42,8 +43,10 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     ipam = Ipam(store, node, settings.ipam, prober, pods=pods, provider=provider)
     coordinator = Coordinator(settings.coordinator, prober)
     stack.push_async_callback(coordinator.close)
-    plugins: dict[str, Plugin] = {"spiderpool": ipam, "coordinator": coordinator}
-    background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"ipam": ipam.run}
+    ifacer = Ifacer(settings.ifacer)
+    stack.push_async_callback(ifacer.close)
+    plugins: dict[str, Plugin] = {"spiderpool": ipam, "coordinator": coordinator, "ifacer": ifacer}
+    background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"ipam": ipam.run, "ifacer": ifacer.run}
     if settings.collector.enabled:
         background["collector"] = Collector(store, node, settings.collector).run
     if settings.recheck.enabled:

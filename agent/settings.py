@@ -22,6 +22,7 @@ from daemon.settings import HealthSettings, LogSettings
 from daemon.sources import Sources
 from plugins.coordinator.probe.settings import ProbeSettings
 from plugins.coordinator.settings import CoordinatorSettings
+from plugins.ifacer.settings import IfacerSettings
 from plugins.ipam.settings import IpamSettings
 from store.open import StoreSettings
 from store.provider import ProviderSettings
@@ -106,6 +107,7 @@ class Settings:
     ipam: IpamSettings = field(default_factory=IpamSettings)
     provider: ProviderSettings = field(default_factory=ProviderSettings)
     coordinator: CoordinatorSettings = field(default_factory=CoordinatorSettings)
+    ifacer: IfacerSettings = field(default_factory=IfacerSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     recheck: RecheckSettings = field(default_factory=RecheckSettings)
     collector: CollectorSettings = field(default_factory=CollectorSettings)
