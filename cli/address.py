@@ -66,8 +66,9 @@ async def describe(store: Store, claim: Claim, *, cluster: bool) -> str:
 async def release(store: Store, address: Address, *, force: bool, cluster: bool) -> str:
     """Delete the claim on the address if nobody uses it; what was done. Raises CliError, StoreError.
 
-    Without `force`, only what the reclaim would delete as well. With it, also what is kept for somebody who may come
-    back: addresses of StatefulSets and virtual machines, quarantines, and grace periods. Never what is in use.
+    Without `force`, only what is known to be nobody's. With it, also what is kept for somebody who may come back:
+    addresses of StatefulSets and virtual machines, quarantines, and grace periods, of which those of pods that are gone
+    are not known here. Never what is known to be in use.
     """
     claim = await find(store, address)
     holder = await _holder(store, claim, cluster=cluster)
@@ -79,6 +80,12 @@ async def release(store: Store, address: Address, *, force: bool, cluster: bool)
         raise CliError(
             f"{address} was not released, it is kept for {whose}: {holder.verdict.reason}{until}",
             "--force releases it all the same",
+        )
+    if holder.doubt and not force:
+        raise CliError(
+            f"{address} was not released, {whose} may still use it: {holder.doubt}",
+            "the controller, which saw it go, releases it then (spiderpoolctl gc has it look now); --force releases it "
+            "at once: make sure on the node that no container of it runs",
         )
     if claim.spec.provided is not None and not force:
         raise CliError(
@@ -101,6 +108,8 @@ def _usage(holder: Holder) -> str:
     if holder.locked:
         return f"yes, {holder.locked}"
     verdict = holder.verdict
+    if holder.doubt:
+        return f"perhaps, {holder.doubt}; the controller releases it then"
     if verdict.action is Action.RELEASE:
         return f"no, {verdict.reason}: it will be released"
     until = f" (until {verdict.at:%FT%TZ})" if verdict.at else ""

@@ -10,7 +10,7 @@ from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
 from api.claim import Claim
 from api.core import Node, Pod
 from api.meta import R
-from api.mirror import is_pod_of
+from api.mirror import is_mirrored, is_pod_of
 from api.reclaim import Action, Switches, Verdict, Witness, is_known_to_node, is_static, judge, workload_key
 from api.workloads import is_valid_stateful_pod, is_valid_virtual_machine
 from store.errors import NotFoundError
@@ -18,6 +18,11 @@ from store.port import Store
 
 SWITCHES = Switches(delay=timedelta(seconds=30))
 """The controller's as shipped."""
+_UNSEEN = (
+    "its pod is gone, nobody here saw when, and its containers on node {node} have their grace period from then on"
+)
+"""The controller sees pods go, and waits (`api.reclaim.outlived_until`). The API server keeps nothing of a pod that is
+gone, neither when that was nor how long its grace period is: a pod removed by force may run for an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class Holder:
     """The pod that the claim names."""
     locked: str = ""
     """Why even somebody who insists may not release it; empty if they may."""
+    doubt: str = ""
+    """Why the address may be in use although nobody is known to have it; empty without doubt."""
 
 
 def pod_name(claim: Claim) -> str:
@@ -49,7 +56,10 @@ async def in_cluster(store: Store, claim: Claim, moment: datetime) -> Holder:
         locked = "" if bare.action is Action.RELEASE else bare.reason
     elif spec.state == "Allocated" and is_known_to_node(claim) and witness.node is not None:
         locked = f"its container may run on node {spec.node}, whose agent alone knows it"
-    return Holder(judge(claim, witness, SWITCHES, moment), witness.pod, locked)
+    verdict = judge(claim, witness, SWITCHES, moment)
+    unseen = spec.state == "Allocated" and bool(spec.pod_uid) and witness.pod is None and not is_mirrored(claim)
+    doubt = _UNSEEN.format(node=spec.node or "unknown") if unseen and verdict.action is Action.RELEASE else ""
+    return Holder(verdict, witness.pod, locked, doubt)
 
 
 def on_machine(claim: Claim) -> Holder:
