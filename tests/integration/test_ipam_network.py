@@ -43,6 +43,7 @@ def quarantined(held: dict[str, Claim]) -> dict[str, Claim]:
     return {address: claim for address, claim in held.items() if claim.spec.state == "Quarantined"}
 
 
+@pytest.mark.upstream("C00007", "C00018")
 def test_strangers_are_avoided_and_quarantined_in_both_families(tmp_path: Path, lan: Segment) -> None:
     lan.add_host("10.6.0.1/16", "fd06::1/64")
     thief = lan.add_host("10.6.0.10/16", "fd06::10/64", "10.6.0.11/16")

@@ -9,13 +9,14 @@ import pytest
 
 from api.annotations import MIGRATION
 from lab.kube.cluster import Cluster
+from plugins.coordinator.probe.frames import sighting
 from plugins.errors import AddressConflictError
 from plugins.ipam.settings import IpamSettings
 from tests.integration.ipam_rig import addresses
-from tests.integration.probe_segment import Segment, segment
+from tests.integration.probe_segment import Answering, Segment, segment
 from tests.kube.ipam_pods import define_kubevirt, pools, world
 
-DETECT = IpamSettings(enable_ip_conflict_detection=True)
+DETECT = IpamSettings(enable_ip_conflict_detection=True, predecessor_wait=1.0)
 
 
 @pytest.fixture
@@ -24,6 +25,7 @@ def lan() -> Iterator[Segment]:
         yield created
 
 
+@pytest.mark.upstream("C00018")
 def test_a_pod_whose_address_was_stolen_moves_with_its_next_sandbox(kube: Cluster, lan: Segment) -> None:
     """Not within the sandbox that has the address already: that may be in use."""
 
@@ -45,6 +47,7 @@ def test_a_pod_whose_address_was_stolen_moves_with_its_next_sandbox(kube: Cluste
     asyncio.run(main())
 
 
+@pytest.mark.upstream("C00019")
 def test_a_stateful_pod_whose_address_was_stolen_stays_and_says_so(kube: Cluster, lan: Segment) -> None:
     async def main() -> None:
         async with world(kube) as there, there.node(settings=DETECT) as ipam:
@@ -61,6 +64,40 @@ def test_a_stateful_pod_whose_address_was_stolen_stays_and_says_so(kube: Cluster
                     await ipam.add(second.call(netns_fd=lan.add_host(up=False).fd))
             (claim,) = (await there.claims()).values()
             assert (claim.spec.address, claim.spec.state) == (stolen, "Allocated")
+
+    asyncio.run(main())
+
+
+def test_a_stateful_pod_made_anew_waits_for_the_old_ones_namespace_to_go(kube: Cluster, lan: Segment) -> None:
+    """The old pod is gone from the API, and for a moment its MAC still answers, on another node."""
+
+    async def main() -> None:
+        patient = IpamSettings(enable_ip_conflict_detection=True, predecessor_wait=30.0)
+        async with world(kube) as there, there.node(settings=patient) as ipam:
+            v4 = await there.pool("v4", 10, 11)
+            await there.stateful_set("db", 1, pools(v4))
+            first = await there.bound("db-0", "node1")
+            old = lan.add_host(up=False)
+            (address,) = addresses(await ipam.add(first.call(netns_fd=old.fd)))
+            old.ip("address", "add", f"{address}/24", "dev", "eth0")
+            await there.delete_pod(first)
+            second, new = await there.bound("db-0", "node1", not_=first.uid), lan.add_host(up=False)
+            asked = asyncio.Event()
+
+            def listen(frame: bytes) -> list[tuple[float, bytes]]:
+                seen = sighting(frame)
+                if seen is not None and seen.asking and seen.mac == new.mac:
+                    loop.call_soon_threadsafe(asked.set)
+                return []
+
+            loop = asyncio.get_running_loop()
+            with Answering(lan.add_host(), listen):
+                adding = asyncio.create_task(ipam.add(second.call(netns_fd=new.fd)))
+                await asyncio.wait_for(asked.wait(), 10)
+                old.ip("link", "delete", "eth0")
+                assert addresses(await adding) == [address]
+            (claim,) = (await there.claims()).values()
+            assert (claim.spec.state, claim.spec.pod_uid) == ("Allocated", second.uid)
 
     asyncio.run(main())
 
