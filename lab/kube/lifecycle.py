@@ -14,7 +14,7 @@ from lab.kube.build import CONTROL_PLANE, missing, release
 from lab.kube.cluster import RECORD, Cluster, free_ports
 from lab.kube.components import CONTROLLERS, ETCD, ORDER, SERVER, STOP_WITHIN, Place
 from lab.layout import STATE_ROOT, Lab, LabError
-from lab.process import cgroup2_root, end, kill_cgroup
+from lab.process import Started, cgroup2_root, end, kill_cgroup
 from lab.state import locked
 from lab.table import Paper
 
@@ -61,9 +61,9 @@ def _up(cluster: Cluster, paper: Paper, *, crds: bool, nodes: bool) -> None:
     timed("keys, certificates, kubeconfigs", cluster.prepare)
     timed("etcd, on a Unix socket", lambda: cluster.start(ETCD))
     timed(f"kube-apiserver {release()} at {cluster.place.url}, with RBAC", lambda: cluster.start(SERVER))
-    timed("kube-controller-manager", lambda: cluster.start(CONTROLLERS))
-    if crds or nodes:
+    if crds or nodes:  # before the controllers: the garbage collector learns of later kinds after half a minute only
         timed("our resource definitions", cluster.apply_crds)
+    timed("kube-controller-manager", lambda: cluster.start(CONTROLLERS))
     if nodes:
         node.up(cluster, paper)
     cluster.complete = True
@@ -83,11 +83,13 @@ def down(lab: Lab) -> bool:
 
 
 def _remove(lab: Lab) -> None:
+    processes: list[Started] = []
     with contextlib.suppress(LabError):  # no record: then nothing was started, or the cgroup has it
-        cluster = Cluster.load(lab)
-        for process in reversed(cluster.processes.values()):  # each needs those before it
-            end(process, signal.SIGTERM, STOP_WITHIN)
+        processes = list(Cluster.load(lab).processes.values())
+    # Nobody will want what they could still write, and the API server would wait for its clients for ten seconds.
     kill_cgroup(f"{cgroup2_root()}/{lab.name}")
+    for process in processes:  # those that are our children are waited for by nobody else
+        end(process, signal.SIGKILL, STOP_WITHIN)
     node.remove(lab)
     shutil.rmtree(lab.state, ignore_errors=True)
     if os.path.exists(lab.state):

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from api.meta import GROUP, VERSION
-from lab.kube.cluster import Cluster
+from lab.kube.cluster import Cluster, free_ports
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "kube-system"
@@ -86,16 +85,6 @@ class Requests:
         status, answer = self.merge(plural, name, {"metadata": {"finalizers": None}})
         assert status in (200, 404), answer
         eventually(10, lambda: self("GET", path)[0] == 404, f"{path} is gone")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 @dataclass

@@ -129,7 +129,8 @@ class World:
         self.namespace = f"ipam-{secrets.token_hex(4)}"
         self.key = secrets.token_hex(3)
         self._net = f"10.{secrets.randbelow(200) + 20}.{secrets.randbelow(256)}"
-        self._net6 = f"fd{secrets.token_hex(1)}:{secrets.token_hex(2)}::"
+        # No group begins with a zero: addresses are compared as claims have them, in the shortest form.
+        self._net6 = f"fd{secrets.token_hex(1)}:{secrets.randbelow(0xF000) + 0x1000:x}::"
 
     # Raw objects
 

@@ -19,7 +19,7 @@ import pytest
 from controller.certificates import x509
 from controller.daemon import Controller
 from controller.settings import SOURCES
-from lab.kube.cluster import Cluster
+from lab.kube.cluster import Cluster, free_ports
 from lab.kube.components import SERVER
 from store.kube import KubeStore
 from store.kube_access import Credentials
@@ -35,7 +35,6 @@ from tests.kube.controller_rig import (
     Requests,
     controllers,
     eventually,
-    free_ports,
     manifest,
 )
 

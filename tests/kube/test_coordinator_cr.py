@@ -38,8 +38,8 @@ FULL_SPEC: dict[str, Any] = {
     "vethLinkAddress": "169.254.100.1",
     "vethMTU": 1500,
 }
-AT_ONCE = 1.0
-"""Seconds."""
+AT_ONCE = 5.0
+"""Seconds: by a watch and not by the resync."""
 KUBEADM = "networking:\n  podSubnet: 10.244.0.0/16,fd00:10:244::/56\n  serviceSubnet: 10.96.0.0/12\n"
 
 
@@ -56,7 +56,7 @@ def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(folder: Path, **members: Any) -> CoordinatorStatusSettings:
-    return CoordinatorStatusSettings(cni_directory=str(folder), **{"resync": 5.0} | members)
+    return CoordinatorStatusSettings(cni_directory=str(folder), **members)
 
 
 def config_map(name: str, **data: str) -> dict[str, Any]:

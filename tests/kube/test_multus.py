@@ -58,8 +58,10 @@ OTHER_SHAPES: list[dict[str, Any]] = [
     {"cniType": "custom", "customCNI": '{"cniVersion":"0.3.1","name":"x","plugins":[{"type":"loopback"}]}'},
     {},
 ]
-AT_ONCE = 1.0
-"""Seconds."""
+AT_ONCE = 5.0
+"""Seconds: by a watch, and not by the look for missing kinds (10 s) or the resync. Less would not do: in the first two
+seconds of a kind the API server keeps those waiting for two who create its objects (k8s.io/apiextensions-apiserver
+customresource_handler.go, justCreated)."""
 COLLECTED = 60.0
 """Seconds: Kubernetes' garbage collector looks every 30 s for kinds that it does not know yet."""
 

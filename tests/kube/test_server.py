@@ -12,6 +12,7 @@ import string
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,28 @@ def wait_for(kube: Cluster, seconds: float, *arguments: str) -> str:
         time.sleep(0.05)
 
 
+@pytest.fixture
+def make(kube: Cluster) -> Iterator[Callable[..., None]]:
+    """Apply documents on the session's cluster, from which they are removed after the test."""
+    made: list[str] = []
+
+    def apply_all(*documents: object) -> None:
+        made.append(json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
+        kube.kubectl("apply", "--validate=strict", "-f", "-", stdin=made[-1])
+
+    yield apply_all
+    for text in reversed(made):
+        kube.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", stdin=text)
+
+
+@pytest.fixture(scope="module")
+def demo(kube: Cluster) -> Iterator[None]:
+    """The namespace that the lab's manifests are for."""
+    kube.kubectl("create", "namespace", "demo")
+    yield
+    kube.kubectl("delete", "namespace", "demo", "--wait=false")
+
+
 class TestServer:
     def test_it_is_the_release_that_is_pinned(self, kube: Cluster) -> None:
         versions = json.loads(kube.kubectl("version", "-o", "json"))
@@ -99,7 +122,7 @@ class TestServer:
         ready = ("get", "pods", "-n", "controllers", "-l", "app=web", "-o", "jsonpath={.items[1].metadata.name}")
         assert wait_for(kube, 20, *ready).startswith("web-")
         kube.kubectl("delete", "namespace", "controllers", "--timeout=30s")
-        assert get(kube, "pods", "-A")["items"] == []
+        assert get(kube, "pods", "-n", "controllers")["items"] == []
 
     def test_service_account_tokens_are_honoured(self, kube: Cluster) -> None:
         token = kube.kubectl("create", "token", "default", "-n", "default").strip()
@@ -169,22 +192,24 @@ class TestDefinitions:
         assert kind.lower() in kube.kubectl("api-resources", "--categories=spiderpool", "-o", "name")
         assert re.search(r"^DESCRIPTION:\n +\S", kube.kubectl("explain", short), re.MULTILINE)
 
+    @pytest.mark.usefixtures("demo")
     @pytest.mark.parametrize("manifest", ["pools.yaml", "services.yaml", "late-service.yaml"])
-    def test_manifests_of_the_lab_are_taken_and_kept(self, kube: Cluster, manifest: str) -> None:
-        ensure_demo(kube)
-        text = (MANIFESTS / manifest).read_text()
-        kube.kubectl("apply", "--validate=strict", "-f", "-", stdin=text)
-        for document in yaml.safe_load_all(text):
+    def test_manifests_of_the_lab_are_taken_and_kept(
+        self, kube: Cluster, make: Callable[..., None], manifest: str
+    ) -> None:
+        documents = list(yaml.safe_load_all((MANIFESTS / manifest).read_text()))
+        make(*documents)
+        for document in documents:
             name, namespace = document["metadata"]["name"], document["metadata"].get("namespace", "default")
             stored = get(kube, document["kind"], name, "-n", namespace)
             assert contains(stored["spec"], document["spec"]), (stored["spec"], document["spec"])
 
-    def test_the_endpoint_slice_of_the_lab_is_taken(self, kube: Cluster) -> None:
-        ensure_demo(kube)
+    @pytest.mark.usefixtures("demo")
+    def test_the_endpoint_slice_of_the_lab_is_taken(self, kube: Cluster, make: Callable[..., None]) -> None:
         template = string.Template((MANIFESTS / "endpointslice.yaml").read_text())
         endpoint = '  - addresses: ["172.20.0.103"]\n    nodeName: node1\n    conditions: {ready: true}'
         text = template.substitute(service="web", family="ipv4", address_type="IPv4", endpoints=endpoint)
-        kube.kubectl("apply", "--validate=strict", "-f", "-", stdin=text)
+        make(*yaml.safe_load_all(text))
         assert get(kube, "endpointslice", "web-ipv4", "-n", "demo")["addressType"] == "IPv4"
 
     @pytest.mark.parametrize(
@@ -205,8 +230,8 @@ class TestDefinitions:
         with pytest.raises(LabError, match=complaint):
             kube.kubectl("create", "--validate=strict", "-f", "-", stdin=json.dumps(document))
 
-    def test_the_status_of_a_pool_has_its_own_door(self, kube: Cluster) -> None:
-        apply(kube, pool("status") | {"status": {"allocatedIPCount": 7}})
+    def test_the_status_of_a_pool_has_its_own_door(self, kube: Cluster, make: Callable[..., None]) -> None:
+        make(pool("status") | {"status": {"allocatedIPCount": 7}})
         assert "status" not in get(kube, "spiderippool", "status")
         patch = json.dumps({"status": {"allocatedIPCount": 3, "totalIPCount": 9}, "spec": {"gateway": "10.9.9.9"}})
         kube.kubectl("patch", "spiderippool", "status", "--subresource=status", "--type=merge", f"--patch={patch}")
@@ -227,9 +252,9 @@ class TestColumns:
         shown = [column["name"] for column in table["columnDefinitions"] if wide or not column["priority"]]
         assert shown == ["Name", *(column.name for column in COLUMNS[kind] if wide or not column.priority)]
 
-    def test_a_pool_as_kubectl_prints_it(self, kube: Cluster) -> None:
+    def test_a_pool_as_kubectl_prints_it(self, kube: Cluster, make: Callable[..., None]) -> None:
         affinity = {"matchLabels": {"ipam.spidernet.io/app-namespace": "shop"}}
-        apply(kube, pool("shown", ipVersion=4, nodeName=["a", "b"], podAffinity=affinity, default=True))
+        make(pool("shown", ipVersion=4, nodeName=["a", "b"], podAffinity=affinity, default=True))
         patch = json.dumps({"status": {"allocatedIPCount": 2, "totalIPCount": 9}})
         kube.kubectl("patch", "sp", "shown", "--subresource=status", "--type=merge", f"--patch={patch}")
         head, row = cells(kube.kubectl("get", "sp", "shown"))
@@ -280,9 +305,8 @@ class TestLife:
         assert not any(map(alive, processes.values()))
         assert not lifecycle.down(lab)
 
-    def test_down_ends_what_does_not_want_to(self, new_kube: NewCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_down_ends_what_does_not_want_to(self, new_kube: NewCluster) -> None:
         own = new_kube(crds=False)
-        monkeypatch.setattr(lifecycle, "STOP_WITHIN", 0.2)
         process = own.processes[CONTROLLERS]
         os.kill(process.pid, signal.SIGSTOP)
         assert lifecycle.down(own.place.lab)
@@ -337,10 +361,6 @@ def assert_gone(place: Place) -> None:
             assert place.lab.state not in Path(f"{folder}/cmdline").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-
-
-def ensure_demo(kube: Cluster) -> None:
-    apply(kube, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "demo"}})
 
 
 def contains(whole: object, part: object) -> bool:
