@@ -1,106 +1,43 @@
 """ADD: wire a pod's NIC, all or nothing.
 
 The whole of it is one blocking sequence of a few milliseconds at most, run in a thread of its own: facts, plan, the
-pair and its way on the node, the way in the pod, the marks. What was done is noted as it is done and taken back if
-anything fails or the caller has given up.
+way on the node, the way in the pod; for the first NIC of an underlay (here) also the pair and the marks, for all others
+(`further`) tables. What was done is noted as it is done and taken back if anything fails or the caller has given up.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from random import SystemRandom
 
+from api.ranges import Address
+from plugins.coordinator.attachment import LINK_GROUP, Attachment
 from plugins.coordinator.config import CoordinatorConfig
 from plugins.coordinator.facts import NodeFacts, PodFacts, read_node, read_pod
-from plugins.coordinator.host import Host, families_of_links, find_link, is_of, remove_link, tolerate
-from plugins.coordinator.plan import IPV6_SWITCH, LINK_GROUP, POD_VETH, Attachment, Plan, make_plan, resolve_mode
+from plugins.coordinator.further import join
+from plugins.coordinator.host import Host, families_of_links, forget, is_of, remove_link
+from plugins.coordinator.plan import POD_VETH, Plan, make_plan, resolve_mode
+from plugins.coordinator.steps import MARKS, Scene, Step, Task, Undo, host_steps, judge, nic_steps, run, set_sysctls
 from plugins.errors import WiringError
 from plugins.net import rtlink, rtroute
-from plugins.net.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, BatchError, Failure, Message, Netlink
+from plugins.net.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, BatchError, Netlink
 from plugins.net.netns import enter
-from plugins.net.nft import ReplyMarks
 
 log = logging.getLogger(__name__)
 
-MARKS = ReplyMarks(POD_VETH)
 _random = SystemRandom()
-
-
-class AbandonedError(Exception):
-    """The caller has gone; what was done is taken back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is attached or checked, and how."""
-
-    attachment: Attachment
-    config: CoordinatorConfig
-    netns_fd: int
-    """The pod's namespace; open until the work is over."""
-    timeout: float
-    """Seconds that the kernel may take for one batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A message, what takes it back, and which errno means that it need not be done."""
-
-    message: Message
-    undo: Message | None = None
-    tolerated: int = 0
-
-
-@dataclass
-class Undo:
-    """What an ADD has done so far. Taking back never raises: it logs what cannot be taken back."""
-
-    host: Host
-    task: Task
-    pair: bool = False
-    marks: bool = False
-    in_pod: list[Message] = field(default_factory=list)
-    sysctls: list[tuple[str, str]] = field(default_factory=list)
-
-    def run(self) -> None:
-        """Take everything back, the pair first: no packet passes any more. The thread must be one of its own."""
-        for name, take_back in (("node", self._node), ("pod", self._pod)):
-            try:
-                take_back()
-            except OSError as error:
-                log.error("cannot take back all of a failed ADD", extra={"side": name, "error": str(error)})
-
-    def _node(self) -> None:
-        if not self.pair:
-            return
-        with self.host.socket() as node:
-            link = find_link(node, self.task.attachment.host_link)
-            if link is not None and is_of(link, self.task.attachment):
-                remove_link(node, link)
-            self.host.release_rules(node)
-
-    def _pod(self) -> None:
-        if not (self.in_pod or self.marks or self.sysctls):
-            return
-        enter(self.task.netns_fd)
-        with Netlink(NETLINK_ROUTE, self.task.timeout) as pod:
-            tolerate(pod.exchange(self.in_pod[::-1]), errno.ENOENT, errno.ESRCH, errno.ENODEV)
-        for path, value in reversed(self.sysctls):
-            write_sysctl(path, value)
-        if self.marks:
-            with Netlink(NETLINK_NETFILTER, self.task.timeout) as filters:
-                MARKS.remove(filters)
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
     """A finished attachment that can still be taken back."""
 
-    plan: Plan
     pod: PodFacts
+    new_mac: bytes | None
+    """The MAC address that the NIC was given."""
     undo: Undo
 
 
@@ -109,58 +46,52 @@ def attach(host: Host, task: Task, abandoned: Callable[[], bool]) -> Attached:
 
     Raises CniError, BatchError, OSError, and AbandonedError as soon as `abandoned()`; nothing is left then.
     """
-    attachment, config, netns_fd, timeout = task.attachment, task.config, task.netns_fd, task.timeout
-    undo = Undo(host, task)
+    attachment, config = task.attachment, task.config
+    undo = Undo(host, task, abandoned)
     try:
         with host.socket() as node:
-            others, families = host.addresses.read(node), families_of_links()
-            enter(netns_fd)
-            with Netlink(NETLINK_ROUTE, timeout) as pod:
-                pod_facts = read_pod(pod, attachment.ifname)
-                resolve_mode(config, attachment.ifname, pod_facts.veth is not None)
-                node_facts = _settled(node, attachment, config, pod_facts)
-                plan = make_plan(config, pod_facts.nic, (*node_facts.preferred, *others), families)
-                for prefix in plan.unreached:
-                    log.warning("the node has no address of that family, so pods cannot reach %s", prefix)
-                _stop_if(abandoned)
-                for path, value in plan.sysctls:
-                    former = write_sysctl(path, value)
-                    if path != IPV6_SWITCH:
-                        undo.sysctls.append((path, former))
-                pair = _create_pair(node, attachment, plan, netns_fd, undo)
-                steps = _node_steps(attachment, plan, pair, node_facts)
-                _judge(steps, host.wire(node, [step.message for step in steps]).failures)
-                _stop_if(abandoned)
-                _run(pod, _pod_steps(plan, pod_facts, pair), undo.in_pod)
-            with Netlink(NETLINK_NETFILTER, timeout) as filters:
+            others, on_node = host.addresses.read(node), families_of_links()
+            enter(task.netns_fd)
+            with Netlink(NETLINK_ROUTE, task.timeout) as pod:
+                facts = read_pod(pod, attachment.ifname)
+                way = resolve_mode(config, attachment.ifname, facts.veth is not None)
+                scene = Scene(task, host, node, pod, facts, frozenset(on_node))
+                if not way.is_first:
+                    return Attached(facts, join(scene, way, others, undo).nic.pod_mac, undo)
+                plan = _attach_first(scene, others, undo)
+            with Netlink(NETLINK_NETFILTER, task.timeout) as filters:
                 undo.marks = bool(plan.pod_rules)
                 if undo.marks:
                     MARKS.install(filters)
-            _stop_if(abandoned)
+            undo.stop_if_abandoned()
+            return Attached(facts, plan.nic.pod_mac, undo)
     except BaseException:
         undo.run()
         raise
-    return Attached(plan, pod_facts, undo)
 
 
-def write_sysctl(path: str, value: str) -> str:
-    """Set a sysctl below /proc/sys/net of the thread's namespace; its former value. Raises OSError."""
-    with open(f"/proc/sys/net/{path}", "r+", encoding="ascii") as file:
-        former = file.read().strip()
-        file.seek(0)
-        file.write(value)
-    return former
-
-
-def _stop_if(abandoned: Callable[[], bool]) -> None:
-    if abandoned():
-        raise AbandonedError
+def _attach_first(scene: Scene, others: list[Address], undo: Undo) -> Plan:
+    attachment, config = scene.task.attachment, scene.task.config
+    node, facts = scene.node, scene.facts
+    node_facts = _settled(node, attachment, config, facts)
+    plan = make_plan(config, facts.nic, (*node_facts.preferred, *others), scene.on_node)
+    for prefix in plan.unreached:
+        log.warning("the node has no address of that family, so pods cannot reach %s", prefix)
+    undo.stop_if_abandoned()
+    set_sysctls(plan.nic, undo)
+    pair = _create_pair(node, attachment, plan, scene.task.netns_fd, undo)
+    steps = _node_steps(attachment, plan, pair, node_facts)
+    judge(steps, scene.host.wire(node, [step.message for step in steps]).failures)
+    undo.stop_if_abandoned()
+    run(scene.pod.exchange, _pod_steps(plan, facts, pair), undo.in_pod)
+    return plan
 
 
 def _settled(node: Netlink, attachment: Attachment, config: CoordinatorConfig, pod: PodFacts) -> NodeFacts:
     """The node's side, free of what earlier owners of the name or the addresses have left."""
     table = config.host_rule_table
-    facts = read_node(node, attachment.host_link, pod.addresses, table)
+    question = rtlink.link_get(attachment.host_link)
+    facts = read_node(node, question, pod, table)
     if facts.link is None and not facts.stale_routes and pod.veth is None:
         return facts
     link = facts.link
@@ -173,14 +104,8 @@ def _settled(node: Netlink, attachment: Attachment, config: CoordinatorConfig, p
         remove_link(node, link)
     if pod.veth is not None and (link is None or pod.veth.peer != link.ifindex):
         raise WiringError("the pod has a link veth0", "veth0: it is not the coordinator's, so it is left alone")
-    if facts.stale_routes:
-        messages = [
-            rtroute.route_delete(route._replace(source=None, scope=rtroute.SCOPE_ANY, protocol=0))
-            for route in facts.stale_routes
-        ]
-        messages += [rtroute.neighbour_delete(index, address) for index, address in facts.ways]
-        tolerate(node.exchange(messages), errno.ENOENT, errno.ESRCH, errno.ENODEV)
-    return read_node(node, attachment.host_link, pod.addresses, table)
+    forget(node, facts)
+    return read_node(node, question, pod, table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,21 +146,13 @@ def _node_steps(attachment: Attachment, plan: Plan, pair: _Pair, facts: NodeFact
     steps += [
         Step(rtroute.neighbour_delete(way, address), tolerated=errno.ENOENT) for way, address in facts.ways if way
     ]
-    steps += [Step(rtroute.rule_add(rule), tolerated=errno.EEXIST) for rule in plan.host_rules]
-    steps += [Step(rtroute.route_replace(route)) for route in plan.host_routes(index)]
-    steps += [Step(rtroute.neighbour_set(index, address, pair.pod_mac, name)) for address in plan.host_addresses]
-    return steps
+    return steps + host_steps(attachment, plan.nic, index, pair.pod_mac, name)
 
 
 def _pod_steps(plan: Plan, facts: PodFacts, pair: _Pair) -> list[Step]:
-    nic, index = facts.nic, pair.pod_index
+    index = pair.pod_index
     steps = [Step(rtlink.link_set(index, "set up veth0 in the pod", up=True, rp_filter=plan.veth_rp_filter))]
-    if plan.pod_mac is not None or plan.tx_queue_len is not None or not facts.is_up:
-        change = rtlink.link_set(
-            nic.ifindex, f"set up {nic.name} in the pod", up=True, mac=plan.pod_mac, tx_queue_len=plan.tx_queue_len
-        )
-        undo = rtlink.link_set(nic.ifindex, f"restore {nic.name}", mac=nic.mac, tx_queue_len=nic.tx_queue_len)
-        steps.append(Step(change, undo))
+    steps += nic_steps(plan.nic, facts.nic, is_up=facts.is_up)
     if plan.veth_address is not None:
         steps.append(Step(rtlink.address_add(index, plan.veth_address, 32, "veth0 in the pod")))
     steps += [Step(rtroute.neighbour_set(index, a, pair.node_mac, "veth0 in the pod")) for a in plan.pod_neighbours]
@@ -245,20 +162,3 @@ def _pod_steps(plan: Plan, facts: PodFacts, pair: _Pair) -> list[Step]:
     steps += [Step(rtroute.route_add(r), rtroute.route_delete(r), errno.EEXIST) for r in plan.nic_routes]
     steps += [Step(rtroute.rule_add(r), rtroute.rule_delete(r), errno.EEXIST) for r in plan.pod_rules]
     return steps
-
-
-def _run(netlink: Netlink, steps: Sequence[Step], undo: list[Message]) -> None:
-    """Do all steps; those that succeeded are noted in `undo`. Raises BatchError, OSError."""
-    mark = len(undo)
-    undo += [step.undo for step in steps if step.undo is not None]  # all of them, should the answer never come
-    failures = netlink.exchange([step.message for step in steps]).failures
-    if failures:
-        failed = {failure.position for failure in failures}
-        undo[mark:] = [step.undo for i, step in enumerate(steps) if step.undo is not None and i not in failed]
-    _judge(steps, failures)
-
-
-def _judge(steps: Sequence[Step], failures: Sequence[Failure]) -> None:
-    wrong = [failure for failure in failures if failure.code != steps[failure.position].tolerated]
-    if wrong:
-        raise BatchError(wrong)

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn, TypeVar
 
 from plugins.cni import Call, Plugin, Result, decode_prev_result, valid_attachments
-from plugins.coordinator.add import Attached, Task, attach
+from plugins.coordinator.add import Attached, attach
+from plugins.coordinator.attachment import Attachment
 from plugins.coordinator.check import differences
 from plugins.coordinator.config import (
     CoordinatorConfig,
@@ -19,14 +20,13 @@ from plugins.coordinator.config import (
     parse_default_nic,
     parse_mode,
 )
-from plugins.coordinator.delete import collect, detach
+from plugins.coordinator.delete import collect, detach_first, detach_further
 from plugins.coordinator.host import Host, find_link
-from plugins.coordinator.plan import Attachment, resolve_mode
 from plugins.coordinator.probe import Prober, ProbeUnknownError
 from plugins.coordinator.settings import CoordinatorSettings
+from plugins.coordinator.steps import Task
 from plugins.errors import (
     CheckFailedError,
-    CniError,
     InvalidConfigError,
     IOFailureError,
     NotAvailableError,
@@ -71,16 +71,16 @@ class Coordinator(Plugin):
             attached = await self._attach(call, config, attachment)
         if not config.pod_mac_prefix:
             return result
-        return with_mac(result, call.ifname, attached.plan.pod_mac or attached.pod.nic.mac)
+        return with_mac(result, call.ifname, attached.new_mac or attached.pod.nic.mac)
 
     async def delete(self, call: Call) -> None:
         """Unwire; only the members of the configuration that it needs are looked at."""
         if parse_mode(call.config, self._settings) == "disable":
             return
         first = call.ifname == parse_default_nic(call.config, self._settings)
-        fd = call.netns_fd if first else None
-        timeout = self._settings.kernel_timeout
-        await self._remove(lambda: detach(self._host, _attachment(call), fd, timeout))
+        work = detach_first if first else detach_further
+        default_nic, timeout = parse_default_nic(call.config, self._settings), self._settings.kernel_timeout
+        await self._remove(lambda: work(self._host, _attachment(call), call.netns_fd, default_nic, timeout))
 
     async def check(self, call: Call) -> None:
         """Compare the pod and the node with what ADD makes."""
@@ -88,7 +88,6 @@ class Coordinator(Plugin):
         previous = _require_previous(call)
         if config.mode == "disable":
             return
-        resolve_mode(config, call.ifname, has_veth=True)
         task = Task(_attachment(call), config, _require_fd(call), self._settings.kernel_timeout)
         async with self._places:
             found = await _settled(run_in_thread(lambda: differences(self._host, task, previous)))
@@ -100,10 +99,6 @@ class Coordinator(Plugin):
         config = parse_config(call.config, self._settings)
         if config.mode == "disable":
             return
-        try:
-            resolve_mode(config, config.pod_default_cni_nic, has_veth=False)
-        except CniError as error:
-            raise NotAvailableError("no pod can be attached", str(error)) from None
         await self._remove(self._ready)
 
     async def gc(self, call: Call) -> None:
@@ -142,7 +137,7 @@ class Coordinator(Plugin):
 
     async def _announce(self, call: Call, attached: Attached) -> None:
         """Tell the network the new MAC. A failure costs the neighbours a moment, and the pod nothing."""
-        if self._prober is None or attached.plan.pod_mac is None:
+        if self._prober is None or attached.new_mac is None:
             return
         try:
             probe = await self._prober.open(_require_fd(call), call.ifname)

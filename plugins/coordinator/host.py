@@ -11,14 +11,9 @@ from contextlib import contextmanager
 from socket import AF_INET, AF_INET6
 
 from api.ranges import Address
-from plugins.coordinator.plan import (
-    LINK_GROUP,
-    Attachment,
-    counts_as_host_link,
-    host_rule,
-    is_our_alias,
-    usable,
-)
+from plugins.coordinator.attachment import LINK_GROUP, PROTOCOL, Attachment, alias_parts
+from plugins.coordinator.facts import NodeFacts
+from plugins.coordinator.plan import counts_as_host_link, host_rule, usable
 from plugins.net import rtlink, rtroute
 from plugins.net.netlink import NETLINK_ROUTE, BatchError, Exchange, Message, Netlink
 from plugins.net.netns import in_netns
@@ -142,12 +137,33 @@ def is_of(link: rtlink.Link, attachment: Attachment) -> bool:
     return link.group == LINK_GROUP
 
 
-def alias_parts(alias: str) -> tuple[str, str, str]:
-    """(container id, ifname, network) of an alias of ours, else empty strings."""
-    if not is_our_alias(alias):
-        return "", "", ""
-    _, container_id, ifname, network = alias.split(":")
-    return container_id, ifname, network
+def forget(netlink: Netlink, facts: NodeFacts) -> None:
+    """Remove routes that an earlier owner of the NIC's addresses has left, and the neighbours. Raises BatchError."""
+    if not facts.stale_routes:
+        return
+    messages = [
+        rtroute.route_delete(route._replace(source=None, scope=rtroute.SCOPE_ANY, protocol=0))
+        for route in facts.stale_routes
+    ]
+    messages += [rtroute.neighbour_delete(index, address) for index, address in facts.ways]
+    tolerate(netlink.exchange(messages), errno.ENOENT, errno.ESRCH, errno.ENODEV)
+
+
+def routes_to_pods(netlink: Netlink) -> list[rtroute.Route]:
+    """Our routes to pods in all tables that our rules name. Raises BatchError, OSError."""
+    found: list[rtroute.Route] = []
+    for family in (AF_INET, AF_INET6):
+        rules = map(rtroute.parse_rule, netlink.dump(rtroute.rule_dump(family)))
+        for table in {rule.table for rule in rules if rule == host_rule(family, rule.table)}:
+            found += (route for route in table_routes(netlink, family, table) if route.protocol == PROTOCOL)
+    return found
+
+
+def remove_routes(netlink: Netlink, routes: Sequence[rtroute.Route]) -> None:
+    """Delete routes to pods, and with each the neighbour at its end. Raises BatchError, OSError."""
+    messages = [rtroute.route_delete(route) for route in routes]
+    messages += [rtroute.neighbour_delete(route.ifindex, route.destination.address) for route in routes]
+    tolerate(netlink.exchange(messages), errno.ENOENT, errno.ESRCH, errno.ENODEV)
 
 
 def remove_link(netlink: Netlink, link: rtlink.Link) -> None:

@@ -14,17 +14,17 @@ The end state (underlay, first NIC; H a node address, P a pod address, `veth…`
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
-from typing import Final
+from typing import Final, Literal
 
 from api.ranges import Address
+from plugins.coordinator.attachment import PROTOCOL
 from plugins.coordinator.config import CoordinatorConfig
-from plugins.errors import InvalidConfigError, UnsupportedFieldError, WiringError
+from plugins.errors import InvalidConfigError, WiringError
 from plugins.net.rtroute import ROUTE_UNICAST, SCOPE_LINK, SCOPE_UNIVERSE, TABLE_MAIN, Prefix, Route, Rule, host_prefix
 
 POD_VETH: Final = "veth0"
@@ -34,58 +34,15 @@ FIRST_TABLE: Final = 101
 """The first NIC's own table."""
 RULE_PRIORITY: Final = 1000
 REPLY_MARK: Final = 1
-PROTOCOL: Final = 83
-"""The origin (rtm_protocol, FRA_PROTOCOL) of every route and rule of ours: `ip route show proto 83 table all` lists
-them. Above RTPROT_STATIC the kernel gives these numbers no meaning; 83 is nobody else's in iproute2's list."""
-LINK_GROUP: Final = 0x53504944
-"""The group in which the node's ends of our pairs are created. A pair's alias can only be set once it exists; the
-group is there from the first moment on, so an agent killed in between leaves nothing that cannot be told as ours."""
 IPV6_SWITCH: Final = "ipv6/conf/all/disable_ipv6"
 """Turned to 0 for pods with IPv6, so that veth0 and lo have it. A failed ADD leaves it so: turning it back would take
 the addresses off a NIC for which it had been turned on alone."""
 MIN_MTU_IPV6: Final = 1280
 """RFC 8200 section 5; below it the kernel turns IPv6 off on the link."""
 
-_ALIAS_PART = 120
-_HEX_ID = re.compile(r"[0-9a-f]{11,}", re.IGNORECASE)
 _EXCLUDED_HOST_LINKS = re.compile(
     r"docker|cbr|dummy|virbr|lxcbr|veth|lo$|cali|flannel|kube-ipvs|cni|vx-submariner|cilium"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """Whose NIC it is: what a link's alias tells, and what GC compares."""
-
-    container_id: str
-    ifname: str
-    network: str
-
-    @property
-    def host_link(self) -> str:
-        """Name of the node's end of the pair: `veth` and 11 characters, the most that fits.
-
-        The container id's first 11 where they tell containers apart, as in runtimes' hexadecimal ids; for a longer id
-        of other making (`web-frontend-1`, `web-frontend-2`) they would not, and its digest's first 11 are taken.
-        """
-        container_id = self.container_id
-        if len(container_id) > 11 and not _HEX_ID.match(container_id):
-            container_id = hashlib.sha256(container_id.encode()).hexdigest()
-        return f"veth{container_id[:11]}"
-
-    @property
-    def alias(self) -> str:
-        """The node's end's IFLA_IFALIAS (at most 255 bytes): marks the link as ours and says whose it is."""
-        return ":".join(("spiderpool", _bounded(self.container_id), self.ifname, _bounded(self.network)))
-
-
-def _bounded(text: str) -> str:
-    return text if len(text) <= _ALIAS_PART else hashlib.sha256(text.encode()).hexdigest()
-
-
-def is_our_alias(alias: str) -> bool:
-    """Whether a link with this alias was made by a coordinator."""
-    return alias.startswith("spiderpool:") and alias.count(":") == 3
 
 
 def usable(address: Address) -> bool:
@@ -119,20 +76,27 @@ class PodNic:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Everything to set, with interface indices left open: `veth` stands for the pair's end on that side."""
+class NicPlan:
+    """What every NIC gets."""
 
     host_rules: tuple[Rule, ...]
     host_addresses: tuple[Address, ...]
-    """The pod's addresses, each a route and a neighbour on the node; without those of a version that is off there."""
+    """The NIC's addresses, each a route and a neighbour on the node; without those of a version that is off there."""
     host_table: int
     pod_mac: bytes | None
     tx_queue_len: int | None
+    sysctls: tuple[tuple[str, str], ...]
+    """(path below /proc/sys/net, value) in the pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything to set for a pod's first NIC, with interface indices left open: `veth` is the pair's end there."""
+
+    nic: NicPlan
     veth_address: IPv4Address | None
     veth_mtu: int
     veth_rp_filter: int
-    sysctls: tuple[tuple[str, str], ...]
-    """(path below /proc/sys/net, value) in the pod."""
     pod_neighbours: tuple[Address, ...]
     """The node's addresses."""
     veth_routes: tuple[Route, ...]
@@ -143,32 +107,58 @@ class Plan:
     unreached: tuple[Prefix, ...]
     """Hijacked networks without a route, for the node has no address of their family."""
 
-    def host_routes(self, ifindex: int) -> list[Route]:
-        """The node's routes to the pod over its end of the pair."""
-        return [
-            Route(host_prefix(address), self.host_table, ifindex, None, None, SCOPE_LINK if address.version == 4 else 0,
-                  PROTOCOL, ROUTE_UNICAST)
-            for address in self.host_addresses
-        ]  # fmt: skip
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a NIC is attached."""
+
+    mode: Literal["underlay", "overlay", "disable"]
+    is_first: bool = False
+    """Whether it is the pod's first NIC, for which the pair is made."""
 
 
-def resolve_mode(config: CoordinatorConfig, ifname: str, has_veth: bool) -> str:
-    """`underlay` or `disable`. Raises UnsupportedFieldError for what is not built yet, InvalidConfigError."""
+def host_routes(addresses: Iterable[Address], table: int, ifindex: int, tag: int) -> list[Route]:
+    """The node's routes to a NIC of a pod over the link `ifindex`."""
+    return [
+        Route(host_prefix(address), table, ifindex, None, None, SCOPE_LINK if address.version == 4 else 0,
+              PROTOCOL, ROUTE_UNICAST, tag)
+        for address in addresses
+    ]  # fmt: skip
+
+
+def resolve_mode(config: CoordinatorConfig, ifname: str, has_veth: bool) -> Way:
+    """How to attach the NIC `ifname` to a pod that has a link veth0 or not. Raises InvalidConfigError.
+
+    The sentences are upstream's.
+    """
     first = ifname == config.pod_default_cni_nic
     mode = config.mode
     if mode == "auto":
         mode = "underlay" if first or has_veth else "overlay"
-    if mode == "overlay":
-        why = (
-            "resolved from auto: the NIC is not the pod's first and there is no veth0" if config.mode == "auto" else ""
+    if mode == "disable":
+        return Way("disable")
+    detected = f"when creating interface {ifname} in {mode} mode, it detects that the"
+    if mode == "underlay":
+        if not first and not has_veth:
+            raise InvalidConfigError(
+                "mode does not fit the pod",
+                f"mode: {detected} auxiliary interface {POD_VETH} was not created by previous interface. "
+                "please enable coordinator plugin in previous interface",
+            )
+        return Way("underlay", first)
+    if first:
+        raise InvalidConfigError(
+            "mode does not fit the pod",
+            f"mode: {detected} current interface is first interface named {ifname}, this plugin should not work for "
+            "it. please modify in the CNI configuration",
         )
-        raise UnsupportedFieldError("mode is not supported", f"mode: overlay is not supported yet {why}".rstrip())
-    if mode == "underlay" and not first:
-        raise UnsupportedFieldError(
-            "the NIC is not supported",
-            f"mode: underlay is supported for the first NIC {config.pod_default_cni_nic!r} only so far, not {ifname!r}",
+    if has_veth:
+        raise InvalidConfigError(
+            "mode does not fit the pod",
+            f"mode: {detected} auxiliary interface {POD_VETH} of underlay mode exists. It seems that the previous "
+            "interface work in underlay mode",
         )
-    return mode
+    return Way("overlay")
 
 
 def order_host_addresses(preferred: Iterable[Address], others: Iterable[Address], families: set[int]) -> list[Address]:
@@ -176,15 +166,35 @@ def order_host_addresses(preferred: Iterable[Address], others: Iterable[Address]
     return [a for a in dict.fromkeys((*preferred, *others)) if a.version in families and usable(a)]
 
 
-def make_plan(
-    config: CoordinatorConfig, nic: PodNic, host: Iterable[Address], on_node: Collection[int] = (4, 6)
-) -> Plan:
-    """Decide. `host` holds the node's addresses, preferred first; `on_node` the IP versions that its links have.
+def plan_nic(config: CoordinatorConfig, nic: PodNic, on_node: Collection[int]) -> NicPlan:
+    """Decide what every NIC gets; `on_node` holds the IP versions that the node's links have.
 
-    Raises WiringError if the NIC has no usable address, InvalidConfigError if the configuration cannot serve them.
+    Raises WiringError if the NIC has no usable address.
     """
     if not nic.addresses:
         raise WiringError("no usable IP addresses", f"{nic.name} in the pod has none that others can send to")
+    families: set[int] = {address.version for address in nic.addresses}
+    mac = pod_mac(config.pod_mac_prefix, nic.first)
+    return NicPlan(
+        host_rules=tuple(
+            host_rule(family_number(version), config.host_rule_table) for version in sorted(families & {*on_node})
+        ),
+        host_addresses=tuple(address for address in nic.addresses if address.version in on_node),
+        host_table=config.host_rule_table,
+        pod_mac=mac if mac != nic.mac else None,
+        tx_queue_len=config.tx_queue_len if config.tx_queue_len not in (0, nic.tx_queue_len) else None,
+        sysctls=_sysctls(config, nic.name, families),
+    )
+
+
+def make_plan(
+    config: CoordinatorConfig, nic: PodNic, host: Iterable[Address], on_node: Collection[int] = (4, 6)
+) -> Plan:
+    """Decide about the first NIC in underlay mode. `host` holds the node's addresses, preferred first.
+
+    Raises WiringError if the NIC has no usable address, InvalidConfigError if the configuration cannot serve them.
+    """
+    common = plan_nic(config, nic, on_node)
     families: set[int] = {address.version for address in nic.addresses}
     if 6 in families and config.veth_mtu < MIN_MTU_IPV6:
         raise InvalidConfigError(
@@ -193,52 +203,54 @@ def make_plan(
         )
     addresses = order_host_addresses(host, (), families)
     gateways = {version: next((a for a in addresses if a.version == version), None) for version in families}
-    # On a segment with router advertisements the kernel would prefer an address that came later, and for which the
-    # node has no route to this pod.
-    source = {4: next((a for a in nic.addresses if a.version == 4), None), 6: nic.source6}
+    source = sources_of(nic)
     routes: list[Route] = []
     for address in addresses:
-        routes += (_over_veth(host_prefix(address), table, None, source) for table in (TABLE_MAIN, FIRST_TABLE))
+        routes += (over_lead(host_prefix(address), table, None, source) for table in (TABLE_MAIN, FIRST_TABLE))
     reached = {host_prefix(address) for address in addresses}
     hijacked = [p for p in config.hijack if p.address.version in families and p not in reached]
     routes += (
-        _over_veth(prefix, TABLE_MAIN, gateway, source)
+        over_lead(prefix, TABLE_MAIN, gateway, source)
         for prefix in hijacked
         if (gateway := gateways[prefix.address.version]) is not None
     )
     rules: list[Rule] = []
     for version, gateway in sorted(gateways.items()):
         if gateway is not None:
-            rules.append(reply_rule(AF_INET if version == 4 else AF_INET6))
-            routes.append(_over_veth(_everything(version), REPLY_TABLE, gateway, source))
-    mac = pod_mac(config.pod_mac_prefix, nic.first)
+            rules.append(reply_rule(family_number(version)))
+            routes.append(over_lead(everything(version), REPLY_TABLE, gateway, source))
     return Plan(
-        host_rules=tuple(
-            host_rule(AF_INET if version == 4 else AF_INET6, config.host_rule_table)
-            for version in sorted(families & {*on_node})
-        ),
-        host_addresses=tuple(address for address in nic.addresses if address.version in on_node),
-        host_table=config.host_rule_table,
-        pod_mac=mac if mac != nic.mac else None,
-        tx_queue_len=config.tx_queue_len if config.tx_queue_len not in (0, nic.tx_queue_len) else None,
+        nic=common,
         veth_address=config.veth_link_address if 4 in families else None,
         veth_mtu=config.veth_mtu,
         # What comes in by veth0 is answered by a mark that the filter does not see, so veth0 is never strict: the
         # greater of `all` and the link's own counts, and loose (2) wins over strict (1). Without an address on veth0
         # the kernel takes loose for strict; then only the node's own addresses get through.
         veth_rp_filter=0 if config.pod_rp_filter == 0 else 2,
-        sysctls=_sysctls(config, nic.name, families),
         pod_neighbours=tuple(addresses),
         veth_routes=tuple(routes),
-        nic_routes=tuple(
-            Route(
-                route.destination, TABLE_MAIN, nic.ifindex, route.gateway, None, SCOPE_UNIVERSE, PROTOCOL, ROUTE_UNICAST
-            )
-            for route in config.policy_routes
-            if route.gateway.version in families
-        ),
+        nic_routes=policy_routes(config, nic, TABLE_MAIN),
         pod_rules=tuple(rules),
         unreached=tuple(p for p in hijacked if gateways[p.address.version] is None),
+    )
+
+
+def sources_of(nic: PodNic) -> dict[int, Address | None]:
+    """By IP version, what to send from when the way is over the link to the node.
+
+    On a segment with router advertisements the kernel would prefer an address that came later, and for which the node
+    has no route to this pod.
+    """
+    return {4: next((a for a in nic.addresses if a.version == 4), None), 6: nic.source6}
+
+
+def policy_routes(config: CoordinatorConfig, nic: PodNic, table: int) -> tuple[Route, ...]:
+    """The configured routes over the pod's own NIC, of the families that it has."""
+    families = {address.version for address in nic.addresses}
+    return tuple(
+        Route(route.destination, table, nic.ifindex, route.gateway, None, SCOPE_UNIVERSE, PROTOCOL, ROUTE_UNICAST)
+        for route in config.policy_routes
+        if route.gateway.version in families
     )
 
 
@@ -257,13 +269,20 @@ def reply_rule(family: int) -> Rule:
     return Rule(family, RULE_PRIORITY, REPLY_TABLE, REPLY_MARK, 0xFFFFFFFF, PROTOCOL, plain=True)
 
 
-def _over_veth(destination: Prefix, table: int, gateway: Address | None, source: Mapping[int, Address | None]) -> Route:
+def over_lead(destination: Prefix, table: int, gateway: Address | None, source: Mapping[int, Address | None]) -> Route:
+    """A route over the link that leads to the node, whose index is left open."""
     version = destination.address.version
     scope = SCOPE_LINK if version == 4 and gateway is None else SCOPE_UNIVERSE
     return Route(destination, table, 0, gateway, source[version], scope, PROTOCOL, ROUTE_UNICAST)
 
 
-def _everything(version: int) -> Prefix:
+def family_number(version: int) -> int:
+    """AF_INET or AF_INET6."""
+    return AF_INET if version == 4 else AF_INET6
+
+
+def everything(version: int) -> Prefix:
+    """The destination of a default route."""
     return Prefix(IPv4Address(0) if version == 4 else IPv6Address(0), 0)
 
 

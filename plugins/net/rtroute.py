@@ -152,7 +152,9 @@ def route_delete(route: Route) -> Message:
 
 def route_get(destination: Address) -> Message:
     """Ask which route a packet of the host's own to `destination` would take; the answer tells its real table."""
-    body = _RTMSG.pack(family_of(destination), destination.max_prefixlen, 0, 0, 0, 0, 0, 0, _LOOKUP_TABLE)
+    # IPv6 tells the real table unasked, and refuses the flag that IPv4 wants for it.
+    flags = _LOOKUP_TABLE if destination.version == 4 else 0
+    body = _RTMSG.pack(family_of(destination), destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
     return Message(
         RTM_GETROUTE, 0, body + attribute(_RTA_DST, destination.packed), f"look up the route to {destination}"
     )

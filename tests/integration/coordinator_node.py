@@ -2,6 +2,11 @@
 
 far ── eth2 [node] eth0 ── segment ── eth0 [router]
                               └── eth0 (macvlan on the node's eth0) [pod]
+            [node] seg1 ── further segment ── eth0 [outside 1]
+                              └── net1 (macvlan on the node's seg1) [pod]
+
+A pod of an overlay has instead of the macvlan eth0 one end of a veth pair as Calico leaves it: addresses /32 and /128,
+a link-local gateway, the node's end `cali…`.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 from plugins.cni import Call, Command
@@ -50,6 +56,10 @@ class Pod:
     container_id: str
     addresses: list[str]
     fd: int = -1
+    further: dict[str, list[str]] = field(default_factory=dict)
+    """Addresses of further NICs, by name."""
+    overlay: str = ""
+    """Name of the node's end of eth0, in a pod of an overlay."""
 
     @property
     def v4(self) -> str:
@@ -69,13 +79,27 @@ class Pod:
     def run(self, work: Callable[[], T]) -> T:
         return in_netns(self.fd, work)
 
-    def previous(self, version: str = "1.0.0") -> dict[str, Any]:
+    @property
+    def lead(self) -> str:
+        """The link that leads to the node."""
+        return "eth0" if self.overlay else "veth0"
+
+    @property
+    def node_end(self) -> str:
+        """The node's end of it."""
+        return self.overlay or self.host_link
+
+    def of(self, ifname: str) -> list[str]:
+        """The addresses of a NIC."""
+        return self.addresses if ifname == "eth0" else self.further[ifname]
+
+    def previous(self, version: str = "1.0.0", ifname: str = "eth0") -> dict[str, Any]:
         return {
             "cniVersion": version,
             "interfaces": [
-                {"name": "eth0", "sandbox": f"/run/netns/{self.name}", "mtu": 1500, "x-own": {"kept": True}}
+                {"name": ifname, "sandbox": f"/run/netns/{self.name}", "mtu": 1500, "x-own": {"kept": True}}
             ],
-            "ips": [{"address": f"{a}/{64 if ':' in a else 24}", "interface": 0} for a in self.addresses],
+            "ips": [{"address": f"{a}/{64 if ':' in a else 24}", "interface": 0} for a in self.of(ifname)],
             "routes": [{"dst": "0.0.0.0/0", "mtu": 1400}],
             "dns": {},
             "x-unknown": ["kept", 1],
@@ -85,12 +109,37 @@ class Pod:
         version = config.pop("cniVersion", "1.1.0")
         netconf: dict[str, Any] = {
             "cniVersion": version, "name": "underlay", "type": "coordinator",
-            "serviceCIDR": [SERVICE4, SERVICE6], "prevResult": self.previous(version), **config,
+            "serviceCIDR": [SERVICE4, SERVICE6],
+            "prevResult": self.previous(version, ifname if ifname in self.further else "eth0"), **config,
         }  # fmt: skip
         return Call(
             plugin="coordinator", command=command, container_id=self.container_id, netns=f"/run/netns/{self.name}",
             netns_fd=self.fd if fd == -1 else fd, ifname=ifname, args={}, path="", config=netconf, cni_version=version,
         )  # fmt: skip
+
+
+@dataclass
+class Segment:
+    """A network of further NICs: a namespace at its other end, which is its router and has addresses behind it."""
+
+    number: int
+    name: str
+    fd: int
+
+    @property
+    def master(self) -> str:
+        """The node's link to it."""
+        return f"seg{self.number}"
+
+    def gateway(self, version: int) -> str:
+        return f"172.31.{20 + self.number}.1" if version == 4 else f"fd31:{20 + self.number}::1"
+
+    def behind(self, version: int) -> str:
+        """Somebody whom only this segment's router knows."""
+        return f"203.0.113.{self.number}" if version == 4 else f"2001:db8:{20 + self.number}::7"
+
+    def address(self, version: int, number: int) -> str:
+        return f"172.31.{20 + self.number}.{number}" if version == 4 else f"fd31:{20 + self.number}::{number}"
 
 
 @dataclass
@@ -102,6 +151,7 @@ class Node:
     router_fd: int
     far_fd: int
     pods: list[Pod] = field(default_factory=list)
+    segments: dict[int, Segment] = field(default_factory=dict)
 
     def ip(self, *words: str) -> str:
         return ip("-n", self.name, *words)
@@ -126,32 +176,87 @@ class Node:
 
         return self.run(lambda: asyncio.run(main()))
 
-    def add(self, pod: Pod, **config: Any) -> Mapping[str, Any]:
-        return self.on(lambda c: c.add(pod.call(**config)))
+    def add(self, pod: Pod, ifname: str = "eth0", **config: Any) -> Mapping[str, Any]:
+        return self.on(lambda c: c.add(pod.call(ifname=ifname, **config)))
 
-    def delete(self, pod: Pod, fd: int | None = -1, **config: Any) -> None:
-        self.on(lambda c: c.delete(pod.call("DEL", fd=fd, **config)))
+    def delete(self, pod: Pod, ifname: str = "eth0", fd: int | None = -1, **config: Any) -> None:
+        self.on(lambda c: c.delete(pod.call("DEL", fd=fd, ifname=ifname, **config)))
 
-    def check(self, pod: Pod, **config: Any) -> None:
-        self.on(lambda c: c.check(pod.call("CHECK", **config)))
+    def check(self, pod: Pod, ifname: str = "eth0", **config: Any) -> None:
+        self.on(lambda c: c.check(pod.call("CHECK", ifname=ifname, **config)))
+
+    def segment(self, number: int) -> Segment:
+        """The further segment of that number."""
+        if number not in self.segments:
+            name = f"spt-{secrets.token_hex(4)}"
+            ip("netns", "add", name)
+            made = Segment(number, name, os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC))
+            self.segments[number] = made
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", made.master, "netns", self.name)
+            for version, length, whole in ((4, 24, 32), (6, 64, 128)):
+                extra = ["nodad"] if version == 6 else []
+                ip("-n", name, "address", "add", f"{made.gateway(version)}/{length}", "dev", "eth0", *extra)
+                ip("-n", name, "address", "add", f"{made.behind(version)}/{whole}", "dev", "lo", *extra)
+            ip("-n", name, "link", "set", "eth0", "up")
+            ip("-n", self.name, "link", "set", made.master, "up")
+            ip("-n", self.far, "route", "add", f"{made.address(4, 0)}/24", "via", SECOND4)
+            ip("-n", self.far, "-6", "route", "add", f"{made.address(6, 0)}/64", "via", SECOND6)
+        return self.segments[number]
+
+    def nic(self, pod: Pod, number: int, versions: str = "46", name: str = "") -> str:
+        """A further NIC of `pod` on the segment of that number, as the macvlan CNI plugin leaves it; its name."""
+        segment, name = self.segment(number), name or f"net{number}"
+        last = self.pods.index(pod) + 10
+        pod.further[name] = [segment.address(int(version), last) for version in versions]
+        self._macvlan(pod, segment.master, name, pod.further[name])
+        for version in versions:
+            how = "prepend" if version == "4" else "append"
+            pod.ip(f"-{version}", "route", how, "default", "via", segment.gateway(int(version)), "dev", name)
+        return name
+
+    def _macvlan(self, pod: Pod, master: str, name: str, addresses: list[str]) -> None:
+        ip("-n", self.name, "link", "add", "tmp0", "link", master, "type", "macvlan", "mode", "bridge")
+        ip("-n", self.name, "link", "set", "tmp0", "netns", pod.name, "name", name)
+        pod.ip("link", "set", name, "up")
+        for address in addresses:
+            extra = ["nodad"] if ":" in address else []
+            pod.ip("address", "add", f"{address}/{64 if ':' in address else 24}", "dev", name, *extra)
+
+    def _new_pod(self, addresses: list[str], container_id: str) -> Pod:
+        name = f"spt-{secrets.token_hex(4)}"
+        ip("netns", "add", name)
+        pod = Pod(name, container_id or secrets.token_hex(32), addresses)
+        self.pods.append(pod)
+        pod.fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        pod.ip("link", "set", "lo", "up")
+        return pod
+
+    def overlay_pod(self, versions: str = "46") -> Pod:
+        """A namespace with an eth0 as Calico leaves it."""
+        number = len(self.pods) + 10
+        addresses = [f"10.244.0.{number}" if version == "4" else f"fd10:244::{number}" for version in versions]
+        pod = self._new_pod(addresses, "")
+        pod.overlay = f"cali{secrets.token_hex(5)}"
+        ip("-n", pod.name, "link", "add", "eth0", "type", "veth", "peer", "name", pod.overlay, "netns", self.name)
+        self.ip("link", "set", pod.overlay, "address", "ee:ee:ee:ee:ee:ee", "up")
+        self.run(partial(sysctl, f"ipv4/conf/{pod.overlay}/proxy_arp", "1"))
+        pod.ip("link", "set", "eth0", "up")
+        for address in addresses:
+            v6 = ":" in address
+            family, length, gateway = ("-6", 128, "fe80::ecee:eeff:feee:eeee") if v6 else ("-4", 32, "169.254.1.1")
+            pod.ip("address", "add", f"{address}/{length}", "dev", "eth0", *(["nodad"] if v6 else []))
+            self.ip(family, "route", "add", f"{address}/{length}", "dev", pod.overlay)
+            if not v6:
+                pod.ip("route", "add", gateway, "dev", "eth0", "scope", "link")
+            pod.ip(family, "route", "add", "default", "via", gateway, "dev", "eth0")
+        return pod
 
     def pod(self, *addresses: str, container_id: str = "") -> Pod:
         """A namespace with a macvlan eth0 as the macvlan CNI plugin leaves it."""
         number = len(self.pods) + 10
-        name = f"spt-{secrets.token_hex(4)}"
-        ip("netns", "add", name)
-        pod = Pod(
-            name, container_id or secrets.token_hex(32), list(addresses or (f"172.31.9.{number}", f"fd31:9::{number}"))
-        )
-        self.pods.append(pod)
-        pod.fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        pod.ip("link", "set", "lo", "up")
-        ip("-n", self.name, "link", "add", "tmp0", "link", "eth0", "type", "macvlan", "mode", "bridge")
-        ip("-n", self.name, "link", "set", "tmp0", "netns", name, "name", "eth0")
-        pod.ip("link", "set", "eth0", "up")
-        for address in pod.addresses:
-            extra = ["nodad"] if ":" in address else []
-            pod.ip("address", "add", f"{address}/{64 if ':' in address else 24}", "dev", "eth0", *extra)
+        pod = self._new_pod(list(addresses or (f"172.31.9.{number}", f"fd31:9::{number}")), container_id)
+        self._macvlan(pod, "eth0", "eth0", pod.addresses)
         if any("." in a for a in pod.addresses):
             pod.ip("route", "add", "default", "via", ROUTER4)
         if any(":" in a for a in pod.addresses):
@@ -189,7 +294,7 @@ def pod_state(pod: Pod) -> dict[str, Any]:
         "routes": [
             ip("-n", pod.name, f, "route", "show", "table", t, check=False)
             for f in ("-4", "-6")
-            for t in ("main", "100", "101")
+            for t in ("main", "99", "100", "101", "102", "103")
         ],
         "rules": [pod.ip(family, "rule") for family in FAMILIES],
         "neighbours": pod.ip("neigh", "show", "nud", "permanent"),
@@ -236,17 +341,19 @@ def node() -> Iterator[Node]:
     names = [f"spt-{secrets.token_hex(4)}" for _ in range(3)]
     fds: list[int] = []
     pods: list[Pod] = []
+    segments: dict[int, Segment] = {}
     try:
         _lay_out(*names)
         fds += (os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in names)
-        made = Node(names[0], names[1], names[2], fds[0], fds[1], fds[2], pods)
+        made = Node(names[0], names[1], names[2], fds[0], fds[1], fds[2], pods, segments)
         for family in ("ipv4", "ipv6"):
             made.run(partial(sysctl, f"{family}/conf/all/forwarding", "1"))
         yield made
     finally:
-        for fd in (*fds, *(pod.fd for pod in pods if pod.fd >= 0)):
+        further = list(segments.values())
+        for fd in (*fds, *(segment.fd for segment in further), *(pod.fd for pod in pods if pod.fd >= 0)):
             os.close(fd)
-        for name in (*(pod.name for pod in pods), *names):
+        for name in (*(pod.name for pod in pods), *(segment.name for segment in further), *names):
             ip("netns", "del", name, check=False)
 
 
@@ -321,3 +428,32 @@ def ping(client: int, target: str, source: str = "", wait: float = WAIT) -> None
             reply = data if v6 else data[20:]
             if reply[0] == (129 if v6 else 0) and reply[4:12] == token:
                 return
+
+
+class Sent:
+    """Which NICs of a pod send packets from one address to another."""
+
+    def __init__(self, pod: Pod) -> None:
+        everything = socket.htons(0x0003)
+        self._socket = pod.run(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, everything))
+        self._socket.setblocking(False)
+
+    def __enter__(self) -> Sent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def by(self, source: str, target: str) -> set[str]:
+        """The NICs, of what was sent since the last question."""
+        outgoing = 4
+        found: set[str] = set()
+        own, other = ip_address(source).packed, ip_address(target).packed
+        while True:
+            try:
+                data, where = self._socket.recvfrom(2000)
+            except BlockingIOError:
+                return found
+            ends = (data[12:16], data[16:20]) if len(own) == 4 else (data[8:24], data[24:40])
+            if where[2] == outgoing and ends == (own, other):
+                found.add(where[0])

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from plugins.coordinator.add import Attached, Task, attach
+from plugins.coordinator.add import Attached, attach
 from plugins.coordinator.coordinator import Coordinator
 from plugins.coordinator.host import Host
 from plugins.coordinator.probe import Prober, ProbeSettings
 from plugins.coordinator.settings import CoordinatorSettings
+from plugins.coordinator.steps import Task
 from plugins.errors import (
     AddressConflictError,
     CheckFailedError,
@@ -27,8 +28,6 @@ from plugins.errors import (
     InvalidConfigError,
     InvalidEnvironmentError,
     IOFailureError,
-    NotAvailableError,
-    UnsupportedFieldError,
     WiringError,
 )
 from plugins.net.netlink import BatchError, Failure, Netlink
@@ -358,7 +357,6 @@ def test_a_node_with_two_thousand_addresses(here: Node, pod: Pod) -> None:
 KILLED = """
 import asyncio, os, sys
 from plugins.cni import Call
-from plugins.coordinator.add import Attached, Task, attach
 from plugins.coordinator.coordinator import Coordinator
 from plugins.coordinator.host import Host
 from plugins.coordinator.probe import Prober, ProbeSettings
@@ -394,7 +392,7 @@ def kill_in_add(here: Node, pod: Pod, after: int, **config: Any) -> bool:
     return done.returncode != 0
 
 
-@pytest.mark.parametrize("after", [4, 5, 6, 7])
+@pytest.mark.parametrize("after", [5, 6, 7, 8])
 def test_killed_then_repeated_or_deleted(here: Node, after: int) -> None:
     before = here.state()
     pod = here.pod()
@@ -516,7 +514,7 @@ def test_gc_touches_only_dead_links_of_ours() -> None:
         foreign = f"veth{'ab' * 5}c"
         here.ip("link", "add", foreign, "type", "veth", "peer", "name", "vethpeer")
         half = here.pod()
-        assert kill_in_add(here, half, 4)  # created, without an alias yet
+        assert kill_in_add(here, half, 5)  # created, without an alias yet
         assert half.host_link in here.ip("link")
         gc(here, alive)
         links = here.ip("link")
@@ -538,8 +536,6 @@ def test_gc_touches_only_dead_links_of_ours() -> None:
 
 def test_status(here: Node, pod: Pod) -> None:
     here.on(lambda c: c.status(pod.call("STATUS", fd=None)))
-    with pytest.raises(NotAvailableError, match="overlay"):
-        here.on(lambda c: c.status(pod.call("STATUS", fd=None, mode="overlay")))
     with pytest.raises(InvalidConfigError, match="vethMTU"):
         here.on(lambda c: c.status(pod.call("STATUS", fd=None, vethMTU=0)))
 
@@ -556,8 +552,9 @@ def test_disabled_does_nothing(here: Node, pod: Pod, mode: str) -> None:
 def test_what_cannot_be_is_refused_and_leaves_nothing(here: Node, pod: Pod) -> None:
     before, inside = here.state(), pod_state(pod)
     for expected, match, config in (
-        (UnsupportedFieldError, "overlay", {"mode": "overlay"}),
-        (UnsupportedFieldError, "overlay", {"ifname": "eth0", "podDefaultCniNic": "net0"}),
+        (InvalidConfigError, "overlay mode.*first interface named eth0", {"mode": "overlay"}),
+        (InvalidConfigError, "veth0 was not created", {"mode": "underlay", "podDefaultCniNic": "net0"}),
+        (WiringError, "net0: there is no such link", {"ifname": "eth0", "podDefaultCniNic": "net0"}),
         (InvalidEnvironmentError, "net9", {"ifname": "net9", "podDefaultCniNic": "net9"}),
         (InvalidConfigError, "prevResult", {"prevResult": None}),
         (InvalidConfigError, r"prevResult\.ips\[0\]\.address", {"prevResult": {"ips": [{"address": "x"}]}}),

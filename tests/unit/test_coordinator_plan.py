@@ -10,20 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugins.cni import check_ifname
+from plugins.coordinator.attachment import Attachment, alias_parts, is_our_alias
 from plugins.coordinator.config import CoordinatorConfig, parse_config
-from plugins.coordinator.host import alias_parts
 from plugins.coordinator.plan import (
-    Attachment,
     Plan,
     PodNic,
+    Way,
     counts_as_host_link,
-    is_our_alias,
     make_plan,
     pod_mac,
     resolve_mode,
 )
 from plugins.coordinator.settings import CoordinatorSettings
-from plugins.errors import InvalidConfigError, UnsupportedFieldError, WiringError
+from plugins.errors import InvalidConfigError, WiringError
 
 SERVICES = {"serviceCIDR": ["10.96.0.0/12", "fd00:96::/112"]}
 
@@ -64,8 +63,8 @@ def test_dual_stack() -> None:
         "0.0.0.0/0 via 172.16.0.2 src 172.16.0.9 table 100",
         "::/0 via fd00::2 table 100",
     ]
-    assert len(decided.pod_rules) == len(decided.host_rules) == 2
-    assert ("ipv6/conf/all/disable_ipv6", "0") in decided.sysctls
+    assert len(decided.pod_rules) == len(decided.nic.host_rules) == 2
+    assert ("ipv6/conf/all/disable_ipv6", "0") in decided.nic.sysctls
 
 
 def test_single_stack_leaves_the_other_family_alone() -> None:
@@ -74,8 +73,8 @@ def test_single_stack_leaves_the_other_family_alone() -> None:
     )
     assert not any(":" in text for text in routes(four))
     assert four.nic_routes == ()
-    assert len(four.pod_rules) == len(four.host_rules) == 1
-    assert not any("ipv6" in path for path, _ in four.sysctls)
+    assert len(four.pod_rules) == len(four.nic.host_rules) == 1
+    assert not any("ipv6" in path for path, _ in four.nic.sysctls)
     six = plan(["fd00::9"], ["172.16.0.2", "fd00::2"], **SERVICES, vethLinkAddress="169.254.100.1")
     assert all(":" in text for text in routes(six))
     assert six.veth_address is None
@@ -85,7 +84,7 @@ def test_a_node_without_an_address_of_a_family() -> None:
     decided = plan(["172.16.0.9", "fd00::9"], ["172.16.0.2"], **SERVICES)
     assert [str(p) for p in decided.unreached] == ["fd00:96::/112"]
     assert len(decided.pod_rules) == 1
-    assert len(decided.host_rules) == 2, "the node may still forward to the pod"
+    assert len(decided.nic.host_rules) == 2, "the node may still forward to the pod"
 
 
 def test_what_cannot_be() -> None:
@@ -106,17 +105,17 @@ def test_mac(address: str, expected: str) -> None:
 
 def test_what_is_as_wanted_is_not_set() -> None:
     wanted = plan(["172.16.0.9"], ["172.16.0.2"], podMACPrefix="0a:1b", txQueueLen=1000)
-    assert wanted.tx_queue_len is None
+    assert wanted.nic.tx_queue_len is None
     same = PodNic("eth0", 2, bytes.fromhex("0a1bac100009"), 5, nic("172.16.0.9").addresses)
     again = make_plan(config(podMACPrefix="0a:1b", txQueueLen=1000), same, [])
-    assert again.pod_mac is None
-    assert again.tx_queue_len == 1000
+    assert again.nic.pod_mac is None
+    assert again.nic.tx_queue_len == 1000
 
 
 @pytest.mark.parametrize("value", [-1, 0, 1, 2])
 def test_reverse_path_filter(value: int) -> None:
     decided = plan(["172.16.0.9"], ["172.16.0.2"], podRPFilter=value)
-    written = {path: v for path, v in decided.sysctls if "rp_filter" in path}
+    written = {path: v for path, v in decided.nic.sysctls if "rp_filter" in path}
     assert written == ({} if value < 0 else {f"ipv4/conf/{n}/rp_filter": str(value) for n in ("all", "eth0")})
     assert decided.veth_rp_filter == (0 if value == 0 else 2)
 
@@ -124,18 +123,23 @@ def test_reverse_path_filter(value: int) -> None:
 @pytest.mark.parametrize(
     ("mode", "ifname", "has_veth", "expected"),
     [
-        ("auto", "eth0", False, "underlay"),
-        ("underlay", "eth0", False, "underlay"),
-        ("disable", "net1", True, "disable"),
-        ("auto", "net1", False, None),
-        ("auto", "net1", True, None),
-        ("overlay", "eth0", False, None),
-        ("underlay", "net1", True, None),
+        ("auto", "eth0", False, Way("underlay", True)),
+        ("auto", "eth0", True, Way("underlay", True)),
+        ("auto", "net1", True, Way("underlay")),
+        ("auto", "net1", False, Way("overlay")),
+        ("underlay", "eth0", False, Way("underlay", True)),
+        ("underlay", "net1", True, Way("underlay")),
+        ("underlay", "net1", False, "in underlay mode.*veth0 was not created by previous interface"),
+        ("overlay", "net1", False, Way("overlay")),
+        ("overlay", "eth0", False, "in overlay mode.*first interface named eth0"),
+        ("overlay", "net1", True, "in overlay mode.*veth0 of underlay mode exists"),
+        ("disable", "net1", True, Way("disable")),
+        ("disabled", "eth0", False, Way("disable")),
     ],
 )
-def test_modes(mode: str, ifname: str, has_veth: bool, expected: str | None) -> None:
-    if expected is None:
-        with pytest.raises(UnsupportedFieldError):
+def test_modes(mode: str, ifname: str, has_veth: bool, expected: Way | str) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(InvalidConfigError, match=expected):
             resolve_mode(config(mode=mode), ifname, has_veth)
     else:
         assert resolve_mode(config(mode=mode), ifname, has_veth) == expected

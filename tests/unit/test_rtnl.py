@@ -238,6 +238,14 @@ def test_questions() -> None:
     assert rtlink.parse_link(link).peer_netns == -1
 
 
+@pytest.mark.parametrize("address", [V4, V6])
+def test_asking_for_a_route(address: Any) -> None:
+    """IPv6 refuses the flag that makes IPv4 tell the real table."""
+    fields = {"family": netlink.family_of(address), "dst_len": address.max_prefixlen}
+    flags = {"flags": 0x1000} if address.version == 4 else {}
+    same(rtroute.route_get(address), encoded(rtmsg, fields | flags, [["RTA_DST", str(address)]]), 12)
+
+
 WHOLE: list[list[Any]] = [
     [["RTA_GATEWAY", "10.1.2.3"], ["RTA_OIF", 9]],
     [["RTA_OIF", 9], ["RTA_PREFSRC", "10.1.2.3"], ["RTA_PRIORITY", 100]],
