@@ -17,6 +17,7 @@ from daemon.health import Health
 from plugins.cni import Plugin
 from plugins.coordinator.coordinator import Coordinator
 from plugins.coordinator.probe import Prober
+from plugins.coordinator.source import ClusterSource
 from plugins.ifacer.ifacer import Ifacer
 from plugins.ipam.plugin import Ipam
 from plugins.ipam.pods import NoPods, Pods
@@ -41,12 +42,15 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
         stack.push_async_callback(client.close)
         provider = Provider(store, settings.ipam, client)
     ipam = Ipam(store, node, settings.ipam, prober, pods=pods, provider=provider)
-    coordinator = Coordinator(settings.coordinator, prober)
+    source = ClusterSource(store, settings.coordinator, pods) if settings.store.kind == "kubernetes" else None
+    coordinator = Coordinator(settings.coordinator, prober, source)
     stack.push_async_callback(coordinator.close)
     ifacer = Ifacer(settings.ifacer)
     stack.push_async_callback(ifacer.close)
     plugins: dict[str, Plugin] = {"spiderpool": ipam, "coordinator": coordinator, "ifacer": ifacer}
     background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"ipam": ipam.run, "ifacer": ifacer.run}
+    if source is not None:
+        background["coordinator"] = source.run
     if settings.collector.enabled:
         background["collector"] = Collector(store, node, settings.collector).run
     if settings.recheck.enabled:

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
+from weakref import WeakValueDictionary
 
 from plugins.cni import Call, Plugin, Result, decode_prev_result, valid_attachments
 from plugins.coordinator.add import Attached, attach
@@ -24,6 +26,7 @@ from plugins.coordinator.delete import collect, detach_first, detach_further
 from plugins.coordinator.host import Host, find_link
 from plugins.coordinator.probe import Prober, ProbeUnknownError
 from plugins.coordinator.settings import CoordinatorSettings
+from plugins.coordinator.source import NodeSource, Source
 from plugins.coordinator.steps import Task
 from plugins.errors import (
     CheckFailedError,
@@ -36,6 +39,7 @@ from plugins.errors import (
 from plugins.net import nft
 from plugins.net.netlink import NETLINK_NETFILTER, BatchError, Netlink, NetlinkTimeoutError
 from plugins.net.netns import in_netns, run_in_thread
+from store.errors import StoreError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,13 +48,21 @@ T = TypeVar("T")
 class Coordinator(Plugin):
     """The `coordinator` CNI plugin of the node in whose network namespace the calling thread makes it and uses it."""
 
-    def __init__(self, settings: CoordinatorSettings, prober: Prober | None = None) -> None:
-        """With a `prober`, a pod's NIC that gets a new MAC address tells its neighbours. Raises OSError."""
+    def __init__(
+        self, settings: CoordinatorSettings, prober: Prober | None = None, source: Source | None = None
+    ) -> None:
+        """With a `prober`, a NIC that gets a new MAC address tells its neighbours. A `source` goes before `settings`.
+
+        Raises OSError.
+        """
         self._settings = settings
+        self._source = source or NodeSource(settings)
         self._prober = prober
         self._host = Host(settings.kernel_timeout)
         self._places = asyncio.Semaphore(settings.workers)
         self._removals = ThreadPoolExecutor(settings.workers, "coordinator-delete")
+        self._pods: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """One NIC of a pod after the other: they share its tables."""
         self._busy: Counter[str] = Counter()
         self._collections: list[set[str]] = []
 
@@ -61,14 +73,14 @@ class Coordinator(Plugin):
 
     async def add(self, call: Call) -> Mapping[str, Any]:
         """Wire the pod's NIC; returns prevResult as it came but for the MAC that `podMACPrefix` gave the NIC."""
-        config = parse_config(call.config, self._settings)
         _require_previous(call)
         result = pass_on(call.config["prevResult"], call.cni_version)
+        config, awaited = await self._config(call)
         if config.mode == "disable":
             return result
-        attachment = _attachment(call)
-        async with self._places, self._in_progress(attachment.host_link):
-            attached = await self._attach(call, config, attachment)
+        task = Task(_attachment(call), config, _require_fd(call), self._settings.kernel_timeout, awaited)
+        async with self._pod(call), self._places, self._in_progress(task.attachment.host_link):
+            attached = await self._attach(call, task)
         if not config.pod_mac_prefix:
             return result
         return with_mac(result, call.ifname, attached.new_mac or attached.pod.nic.mac)
@@ -80,23 +92,27 @@ class Coordinator(Plugin):
         first = call.ifname == parse_default_nic(call.config, self._settings)
         work = detach_first if first else detach_further
         default_nic, timeout = parse_default_nic(call.config, self._settings), self._settings.kernel_timeout
-        await self._remove(lambda: work(self._host, _attachment(call), call.netns_fd, default_nic, timeout))
+        async with self._pod(call):
+            await self._remove(lambda: work(self._host, _attachment(call), call.netns_fd, default_nic, timeout))
 
     async def check(self, call: Call) -> None:
         """Compare the pod and the node with what ADD makes."""
-        config = parse_config(call.config, self._settings)
         previous = _require_previous(call)
+        config, awaited = await self._config(call)
         if config.mode == "disable":
             return
-        task = Task(_attachment(call), config, _require_fd(call), self._settings.kernel_timeout)
-        async with self._places:
+        task = Task(_attachment(call), config, _require_fd(call), self._settings.kernel_timeout, awaited)
+        async with self._pod(call), self._places:
             found = await _settled(run_in_thread(lambda: differences(self._host, task, previous)))
         if found:
             raise CheckFailedError("the attachment is not as ADD left it", "; ".join(found))
 
     async def status(self, call: Call) -> None:
         """Whether the configuration is sound and the kernel has what an ADD needs."""
-        config = parse_config(call.config, self._settings)
+        try:
+            config = parse_config(call.config, await self._source.settings())
+        except TryAgainLaterError as error:
+            raise NotAvailableError("no pod can be attached", str(error)) from None
         if config.mode == "disable":
             return
         await self._remove(self._ready)
@@ -114,8 +130,33 @@ class Coordinator(Plugin):
         if removed:
             log.info("removed links of attachments that are no longer valid", extra={"links": removed})
 
-    async def _attach(self, call: Call, config: CoordinatorConfig, attachment: Attachment) -> Attached:
-        task = Task(attachment, config, _require_fd(call), self._settings.kernel_timeout)
+    async def _config(self, call: Call) -> tuple[CoordinatorConfig, frozenset[str]]:
+        """The configuration of a call, and the NICs that its pod is still to get.
+
+        A configuration that says `disable` needs no SpiderCoordinator. Only a further NIC asks what its pod wants.
+        Raises CniError.
+        """
+        if parse_mode(call.config, self._settings) == "disable" and call.config.get("mode"):
+            return parse_config(call.config, self._settings), frozenset()
+        settings = await self._source.settings()
+        config = parse_config(call.config, settings)
+        if config.mode == "disable" or call.ifname == config.pod_default_cni_nic or not config.tune_pod_routes:
+            return config, frozenset()
+        try:
+            wishes = await self._source.wishes(call.pod_namespace, call.pod_name, call.pod_uid)
+        except StoreError as error:
+            raise TryAgainLaterError("the pod cannot be read", str(error)) from error
+        if wishes.default_route_nic:
+            config = parse_config(call.config, replace(settings, pod_default_route_nic=wishes.default_route_nic))
+        return config, wishes.networks
+
+    def _pod(self, call: Call) -> asyncio.Lock:
+        lock = self._pods.get(call.container_id)
+        if lock is None:
+            lock = self._pods[call.container_id] = asyncio.Lock()
+        return lock
+
+    async def _attach(self, call: Call, task: Task) -> Attached:
         given_up = False
         work = asyncio.ensure_future(run_in_thread(lambda: attach(self._host, task, lambda: given_up)))
         try:

@@ -47,6 +47,9 @@ class PodSource(Protocol):
     async def find(self, namespace: str, name: str, uid: str) -> PodFacts | None:
         """The pod that CNI_ARGS name; None where there are no pods, or where no pod is named."""
 
+    async def pod(self, namespace: str, name: str, uid: str) -> Pod | None:
+        """The pod alone, dead or alive."""
+
 
 class NoPods:
     """A machine without Kubernetes."""
@@ -61,6 +64,10 @@ class NoPods:
         """At once."""
 
     async def find(self, namespace: str, name: str, uid: str) -> PodFacts | None:  # noqa: ARG002
+        """None."""
+        return None
+
+    async def pod(self, namespace: str, name: str, uid: str) -> Pod | None:  # noqa: ARG002
         """None."""
         return None
 
@@ -96,11 +103,9 @@ class Pods:
         The cache counts only for the very UID asked for; in any other case the API server itself is asked. Raises
         PodGoneError if there is no such pod or it is not alive, StoreError.
         """
-        if not namespace or not name:
+        pod = await self.pod(namespace, name, uid)
+        if pod is None:
             return None
-        pod = self._pods.get(name, namespace)
-        if pod is None or not uid or uid_on_node(pod) != uid:
-            pod = await self._read(namespace, name, uid)
         if not is_alive(pod):
             raise PodGoneError(f"dead Pod {namespace}/{name}, we cannot allocate IP addresses to it", _state(pod))
         controller = await self._owners.top_controller(pod)
@@ -117,6 +122,15 @@ class Pods:
             ),
             node_labels=node.metadata.labels if node is not None else {},
         )
+
+    async def pod(self, namespace: str, name: str, uid: str) -> Pod | None:
+        """The pod that CNI_ARGS name, dead or alive; None if they name none. Raises PodGoneError, StoreError."""
+        if not namespace or not name:
+            return None
+        pod = self._pods.get(name, namespace)
+        if pod is None or not uid or uid_on_node(pod) != uid:
+            pod = await self._read(namespace, name, uid)
+        return pod
 
     async def _read(self, namespace: str, name: str, uid: str) -> Pod:
         try:
