@@ -16,23 +16,18 @@ import msgspec
 from aiohttp import web
 from kopf import WebhookClientConfig, WebhookFn
 
+from controller.admission.gate import READING, Gate
 from controller.admission.review import Review, decided, decode_review
 from controller.admission.rules import Context, Entry, Rules, mutate_path, validate_path
 from controller.certificates.x509 import Pair
 
 HEALTH_PATH = "/webhook-health-check"
 
-_LARGEST = 8 << 20
-"""Bytes of a request: twice what etcd takes, for the old and the new object, and room for managed fields."""
-_AT_ONCE = 64
-"""Requests being read or answered together; more wait. Anybody who reaches the port may ask."""
-_READING = 5.0
-"""Seconds for a request to arrive."""
 _CLOSING = 5.0
 """Seconds that requests under way have at the end."""
 
 _log = logging.getLogger(__name__)
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Handler = Callable[[bytes], Awaitable[web.StreamResponse]]
 
 
 class WebhookServer:
@@ -42,17 +37,16 @@ class WebhookServer:
         self._host = host
         self._port = port
         self._context = context
-        self._places = asyncio.Semaphore(_AT_ONCE)
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self._shown: Pair | None = None
         self._opened = asyncio.Event()
-        self._runner: web.AppRunner | None = None
-        routes = [web.get(HEALTH_PATH, _healthy)]
+        self._gate: Gate | None = None
+        self._server: asyncio.Server | None = None
+        self._handlers: dict[tuple[str, str], _Handler] = {("GET", HEALTH_PATH): _healthy}
         for entry in table:
-            routes.append(web.post(mutate_path(entry.kind), self._handler(entry, "mutate")))
+            self._handlers["POST", mutate_path(entry.kind)] = self._handler(entry, "mutate")
             if isinstance(entry, Rules):
-                routes.append(web.post(validate_path(entry.kind), self._handler(entry, "validate")))
-        self._routes = routes
+                self._handlers["POST", validate_path(entry.kind)] = self._handler(entry, "validate")
 
     @property
     def listening(self) -> bool:
@@ -62,7 +56,7 @@ class WebhookServer:
     @property
     def port(self) -> int:
         """The port that it listens on, where 0 was asked for."""
-        return int(self._runner.addresses[0][1]) if self._runner is not None and self._runner.addresses else self._port
+        return int(self._server.sockets[0].getsockname()[1]) if self._server is not None else self._port
 
     async def opened(self) -> None:
         """Return when it listens; the caller sets the deadline."""
@@ -81,26 +75,28 @@ class WebhookServer:
 
     async def open(self) -> None:
         """Listen. Raises OSError."""
-        app = web.Application(client_max_size=_LARGEST)
-        app.add_routes(self._routes)
-        runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=_CLOSING)
-        await runner.setup()
-        self._runner = runner
-        site = web.TCPSite(runner, self._host or None, self._port, ssl_context=self._tls, backlog=512)
-        try:
-            await site.start()
-        except BaseException:
-            await self.close()
-            raise
+        self._gate = Gate(self._answer)
+        self._server = await asyncio.get_running_loop().create_server(
+            self._gate,
+            self._host or None,
+            self._port,
+            ssl=self._tls,
+            ssl_handshake_timeout=READING,
+            backlog=512,
+        )
         self._opened.set()
         _log.info("admission listens", extra={"host": self._host, "port": self.port})
 
     async def close(self) -> None:
         """Stop listening, and end what is under way."""
-        if self._runner is not None:
-            self._opened.clear()
-            await self._runner.cleanup()
-            self._runner = None
+        self._opened.clear()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if self._gate is not None:
+            self._gate.pre_shutdown()
+            await self._gate.shutdown(_CLOSING)
+            self._gate = None
 
     async def __call__(self, _: WebhookFn) -> AsyncIterator[WebhookClientConfig]:
         """kopf's protocol for webhook servers: serve until closed.
@@ -116,23 +112,27 @@ class WebhookServer:
             await self.close()
 
     def _handler(self, entry: Entry, step: str) -> _Handler:
-        async def handle(request: web.Request) -> web.StreamResponse:
-            async with self._places:
-                try:
-                    async with asyncio.timeout(_READING):
-                        body = await request.read()
-                    review = decode_review(body)
-                except TimeoutError:
-                    return web.Response(status=HTTPStatus.REQUEST_TIMEOUT, text="the request does not arrive")
-                except msgspec.MsgspecError as error:
-                    return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"this is no AdmissionReview: {error}")
-                answer = await decided(entry, step, review, self._context(review))
+        async def handle(body: bytes) -> web.StreamResponse:
+            try:
+                review = decode_review(body)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                return web.Response(status=HTTPStatus.BAD_REQUEST, text=f"this is no AdmissionReview: {error}")
+            answer = await decided(entry, step, review, self._context(review))
             return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
         return handle
 
+    async def _answer(self, request: web.BaseRequest, body: bytes) -> web.StreamResponse:
+        handler = self._handlers.get((request.method, request.path))
+        if handler is not None:
+            return await handler(body)
+        methods = [method for method, path in self._handlers if path == request.path]
+        if methods:
+            return web.Response(status=HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join(methods)})
+        return web.Response(status=HTTPStatus.NOT_FOUND, text="there is no such path\n")
 
-async def _healthy(_: web.Request) -> web.StreamResponse:
+
+async def _healthy(_: bytes) -> web.StreamResponse:
     return web.Response(text="ok\n")
 
 
