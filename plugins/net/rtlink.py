@@ -48,6 +48,7 @@ ADDRESS_DADFAILED, ADDRESS_DEPRECATED, ADDRESS_TENTATIVE, ADDRESS_PERMANENT = 0x
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
 _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS = 13, 18, 20
 _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 26, 27, 28, 29
+_IFLA_CARRIER_DOWN_COUNT = 48
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _IFLA_LINK_NETNSID, _IFA_TARGET_NETNSID = 37, 10
 _SKIP_STATS = 1 << 3
@@ -85,6 +86,8 @@ class LinkState(NamedTuple):
     """ARPHRD_*; `ETHERNET`, for example."""
     flags: int
     mac: bytes
+    losses: int
+    """How often the carrier has gone, also where it was back before anybody was told."""
 
     @property
     def is_operational(self) -> bool:
@@ -212,7 +215,9 @@ def parse_link_state(body: bytes) -> LinkState | None:
     family, hardware, index, flags, _ = _IFINFO.unpack_from(body)
     if family != AF_UNSPEC:
         return None
-    return LinkState(index, hardware, flags, attributes(body, 16).get(_IFLA_ADDRESS, b""))
+    found = attributes(body, 16)
+    mac, losses = found.get(_IFLA_ADDRESS, b""), int_in(found.get(_IFLA_CARRIER_DOWN_COUNT))
+    return LinkState(index, hardware, flags, mac, losses)
 
 
 def address_add(index: int, address: Address, length: int, where: str) -> Message:

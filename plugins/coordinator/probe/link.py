@@ -69,14 +69,16 @@ class Link:
         states = map(rtlink.parse_link_state, self._kernel.dump(rtlink.link_dump()))
         return frozenset(state.mac for state in states if state is not None)
 
-    def read_changes(self) -> Iterator[bool]:
-        """After each change of the NIC that is waiting: whether it is operational. Never waits.
+    def read_changes(self) -> Iterator[tuple[bool, bool]]:
+        """After each change of the NIC that is waiting: whether it is operational, and whether it was so throughout.
 
-        A NIC that goes away is down before. Raises OSError: ENOBUFS if changes were lost.
+        A carrier that comes back soon may be told of once, when it is there again; the kernel's count gives it away.
+        A NIC that goes away is down before. Never waits. Raises OSError: ENOBUFS if changes were lost.
         """
         for kind, body in self._kernel.pending():
+            losses = self._state.losses
             if kind == rtlink.RTM_NEWLINK and self._learn(body):
-                yield self.is_operational
+                yield self.is_operational, self.is_operational and self._state.losses == losses
 
     def _look(self) -> None:
         """Ask for the NIC's state. Changes that are told before the answer are older than it, and passed over."""

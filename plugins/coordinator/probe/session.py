@@ -362,8 +362,8 @@ class NicProbe:
         return False
 
     def _follow_link(self) -> None:
-        for is_operational in self._sockets.link.read_changes():
-            if not is_operational and self._up.done():
+        for is_operational, was_throughout in self._sockets.link.read_changes():
+            if not was_throughout and self._up.done():
                 raise OSError("the link went down")
             if is_operational and not self._up.done():
                 self._up.set_result(None)
@@ -384,6 +384,7 @@ class NicProbe:
         self._loop.remove_reader(self._sockets.link)
         if not self._up.done():
             self._up.set_exception(self._error())
+            self._up.exception()  # seen, also if nobody waits for it any more
         for question in self._questions:
             if not question.answer.done():
                 question.answer.set_exception(self._error())
