@@ -14,7 +14,7 @@ from lab.kube.build import CONTROL_PLANE, missing, release
 from lab.kube.cluster import RECORD, Cluster, free_ports
 from lab.kube.components import CONTROLLERS, ETCD, ORDER, SERVER, STOP_WITHIN, Place
 from lab.layout import STATE_ROOT, Lab, LabError
-from lab.process import Started, cgroup2_root, end, kill_cgroup
+from lab.process import cgroup2_root, end, kill_cgroup
 from lab.state import locked
 from lab.table import Paper
 
@@ -83,13 +83,11 @@ def down(lab: Lab) -> bool:
 
 
 def _remove(lab: Lab) -> None:
-    processes: list[Started] = []
     with contextlib.suppress(LabError):  # no record: then nothing was started, or the cgroup has it
-        processes = list(Cluster.load(lab).processes.values())
-    # Nobody will want what they could still write, and the API server would wait for its clients for ten seconds.
+        # Nobody wants what they could still write, and the API server would wait for its clients for ten seconds.
+        for process in Cluster.load(lab).processes.values():
+            end(process, signal.SIGKILL, STOP_WITHIN)
     kill_cgroup(f"{cgroup2_root()}/{lab.name}")
-    for process in processes:  # those that are our children are waited for by nobody else
-        end(process, signal.SIGKILL, STOP_WITHIN)
     node.remove(lab)
     shutil.rmtree(lab.state, ignore_errors=True)
     if os.path.exists(lab.state):
