@@ -19,7 +19,6 @@ from plugins.coordinator.facts import PodFacts, read_pod, read_rules
 from plugins.coordinator.further import lead_fault, lead_in_pod, question_for, view_of
 from plugins.coordinator.host import Host, families_of_links, find_link, table_routes
 from plugins.coordinator.plan import (
-    FIRST_TABLE,
     POD_VETH,
     REPLY_TABLE,
     NicPlan,
@@ -74,7 +73,7 @@ def _first(scene: Scene, now: Collection[int]) -> list[str]:
     found = _pair(facts.veth, link, task.attachment)
     tables = {
         table: [route for family in _FAMILIES for route in table_routes(pod, family, table)]
-        for table in (rtroute.TABLE_MAIN, REPLY_TABLE, FIRST_TABLE)
+        for table in (rtroute.TABLE_MAIN, REPLY_TABLE)
     }
     neighbours = rtroute.parse_neighbours(pod.dump(rtroute.neighbour_dump(facts.veth.ifindex)))
     hosts = _hosts(facts.veth.ifindex, neighbours, tables)
@@ -127,7 +126,7 @@ def _further(scene: Scene, way: Way, previous: Result) -> list[str]:
     if view.first is not None:
         given |= {rtroute.host_prefix(address) for address in sources_of(view.first).values() if address is not None}
     wanted = (rule for rule in plan.rules if rule.source is None or rule.source in given)
-    found += [f"the pod has no {_rule(rule)}" for rule in wanted if rule not in view.rules]
+    found += [f"the pod has no {_rule(rule)}" for rule in wanted]
     found += [
         f"the main table still has the default {departure.route}, which is not the NIC's for the default route"
         for departure in plan.departures
@@ -145,19 +144,14 @@ def _further(scene: Scene, way: Way, previous: Result) -> list[str]:
 
 
 def _missing_ways(view: PodView, plan: FurtherPlan) -> list[str]:
-    there = {(r.destination, r.table, hop.ifindex, hop.gateway) for r in view.routes for hop in r.hops}
+    # A route of somebody else's to the same destination was there before ADD, which left it alone.
     foreign = {r.destination for r in view.routes if r.table == rtroute.TABLE_MAIN and r.protocol != PROTOCOL}
-    wanted = [
-        (way.destination, way.table, way.ifindex, way.gateway)
-        for way in (*plan.ways, *plan.nic_routes)
-        # A route of somebody else's to the same destination was there before ADD, which left it alone.
-        if way.table != rtroute.TABLE_MAIN or way.destination not in foreign
-    ]
-    wanted += [(copy.destination, copy.table, hop.ifindex, hop.gateway) for copy in plan.copies for hop in copy.hops]
+    wanted = [w for w in plan.ways if w.table != rtroute.TABLE_MAIN or w.destination not in foreign]
+    gateways = [(way.destination, way.gateway, way.table) for way in (*wanted, *plan.nic_routes)]
+    gateways += [(copy.destination, hop.gateway, copy.table) for copy in plan.copies for hop in copy.hops]
     return [
         f"the pod has not the route {destination}{f' via {gateway}' if gateway else ''} in table {table}"
-        for destination, table, ifindex, gateway in dict.fromkeys(wanted)
-        if (destination, table, ifindex, gateway) not in there
+        for destination, gateway, table in gateways
     ]
 
 
@@ -220,8 +214,7 @@ def _hosts(veth: int, neighbours: Iterable[rtroute.Neighbour], tables: dict[int,
     leading = [route.gateway for route in tables[REPLY_TABLE] if route.ifindex == veth and route.gateway is not None]
     reached = [
         route.destination.address
-        for table in (rtroute.TABLE_MAIN, FIRST_TABLE)
-        for route in tables[table]
+        for route in tables[rtroute.TABLE_MAIN]
         if route.ifindex == veth
         and route.protocol == PROTOCOL
         and route.gateway is None

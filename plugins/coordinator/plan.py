@@ -7,7 +7,6 @@ The end state (underlay, first NIC; H a node address, P a pod address, `veth…`
     pod   main   H dev veth0 scope link            neighbour H on veth0
                  CIDR via H1 dev veth0             services, overlay pods, hijacked networks
                  DST via GW dev eth0               policy routes
-          101    H dev veth0 scope link
           100    default via H1 dev veth0          replies to what came in by veth0
           rule   fwmark 0x1 lookup 100, pref 1000
 """
@@ -30,8 +29,6 @@ from plugins.net.rtroute import ROUTE_UNICAST, SCOPE_LINK, SCOPE_UNIVERSE, TABLE
 POD_VETH: Final = "veth0"
 REPLY_TABLE: Final = 100
 """Routes for replies to what came in by veth0."""
-FIRST_TABLE: Final = 101
-"""The first NIC's own table."""
 RULE_PRIORITY: Final = 1000
 REPLY_MARK: Final = 1
 IPV6_SWITCH: Final = "ipv6/conf/all/disable_ipv6"
@@ -204,9 +201,7 @@ def make_plan(
     addresses = order_host_addresses(host, (), families)
     gateways = {version: next((a for a in addresses if a.version == version), None) for version in families}
     source = sources_of(nic)
-    routes: list[Route] = []
-    for address in addresses:
-        routes += (over_lead(host_prefix(address), table, None, source) for table in (TABLE_MAIN, FIRST_TABLE))
+    routes = [over_lead(host_prefix(address), TABLE_MAIN, None, source) for address in addresses]
     reached = {host_prefix(address) for address in addresses}
     hijacked = [p for p in config.hijack if p.address.version in families and p not in reached]
     routes += (

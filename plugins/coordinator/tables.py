@@ -115,7 +115,11 @@ class Departure:
 
 @dataclass(frozen=True, slots=True)
 class FurtherPlan:
-    """Everything to set for a further NIC; `ways` have their interface index."""
+    """Everything to set for a further NIC that is not there yet; `ways` have their interface index.
+
+    What is there is left out and not only tolerated: it is another NIC's too, and undoing must not take it away when
+    the kernel's answer is lost.
+    """
 
     nic: NicPlan
     neighbours: tuple[Address, ...]
@@ -221,15 +225,18 @@ def plan_further(
         if goal is not None:
             rules += (sender_rule(address, goal) for address in member.addresses)
             copies += _copies(view, member.ifindex, goal)
-    placed = tuple(route._replace(ifindex=view.lead) for route in dict.fromkeys(ways))
+    placed = [route._replace(ifindex=view.lead) for route in dict.fromkeys(ways)]
     policies = policy_routes(config, nic, tables.get(nic.ifindex, TABLE_MAIN))
+    there = {(r.destination, r.table, hop.ifindex, hop.gateway) for r in view.routes for hop in r.hops}
     return FurtherPlan(
         nic=common,
         neighbours=tuple(missing),
-        ways=placed,
-        copies=tuple(copies),
-        nic_routes=policies,
-        rules=tuple(rules),
+        ways=tuple(r for r in placed if (r.destination, r.table, r.ifindex, r.gateway) not in there),
+        copies=tuple(
+            r for r in copies if not {(r.destination, r.table, hop.ifindex, hop.gateway) for hop in r.hops} <= there
+        ),
+        nic_routes=tuple(r for r in policies if (r.destination, r.table, r.ifindex, r.gateway) not in there),
+        rules=tuple(rule for rule in rules if rule not in view.rules),
         stale=tuple(_stale(view, tables.get(nic.ifindex), (*placed, *policies))),
         departures=tuple(_departures(view, tables, wanted)) if tables else (),
         unreached=tuple(p for p in hijacked if gateways[p.address.version] is None),

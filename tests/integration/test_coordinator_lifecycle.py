@@ -469,7 +469,6 @@ DAMAGE = [
     ("pod", "-6 rule del pref 1000", "rule"),
     ("pod", "route flush table 100", "table 100"),
     ("pod", "-6 route flush table 100", "table 100"),
-    ("pod", f"route del {SECOND4} table 101", "table 101"),
     ("pod", f"route del {SECOND4}", "table 254"),
     ("pod", "route del 10.96.0.0/12", "10.96.0.0/12"),
     ("pod", "route del 10.200.0.5", "10.200.0.5"),

@@ -60,8 +60,8 @@ def of(pod: Pod, ifname: str, version: int) -> str:
 def answers_by_its_own_nic(here: Node, pod: Pod, version: int) -> None:
     """Everybody's request to each NIC is answered by that NIC."""
     with Sent(pod) as sent:
-        for number, ifname in enumerate(pod.further, 1):
-            own, segment = of(pod, ifname, version), here.segments[number]
+        for ifname in pod.further:
+            own, segment = of(pod, ifname, version), here.segments[int(ifname[-1])]
             for asker in (segment.gateway(version), segment.behind(version)):
                 assert tcp(segment.fd, pod.fd, own, asker) == asker
                 assert sent.by(own, asker) == {ifname}
@@ -115,5 +115,3 @@ def test_each_nic_answers_for_itself(here: Node, mode: str, count: int, versions
         here.check(pod, ifname)
     if not pod.overlay:
         here.check(pod)
-
-

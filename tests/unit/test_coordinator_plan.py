@@ -53,11 +53,8 @@ def test_dual_stack() -> None:
     decided = plan(["172.16.0.9", "fd00::9"], ["172.16.0.2", "10.0.0.1", "fd00::2"], **SERVICES)
     assert routes(decided) == [
         "172.16.0.2/32 src 172.16.0.9 table 254",
-        "172.16.0.2/32 src 172.16.0.9 table 101",
         "10.0.0.1/32 src 172.16.0.9 table 254",
-        "10.0.0.1/32 src 172.16.0.9 table 101",
         "fd00::2/128 table 254",
-        "fd00::2/128 table 101",
         "10.96.0.0/12 via 172.16.0.2 src 172.16.0.9 table 254",
         "fd00:96::/112 via fd00::2 table 254",
         "0.0.0.0/0 via 172.16.0.2 src 172.16.0.9 table 100",
