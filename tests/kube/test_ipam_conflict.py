@@ -14,6 +14,7 @@ from plugins.errors import AddressConflictError
 from plugins.ipam.settings import IpamSettings
 from tests.integration.ipam_rig import addresses
 from tests.integration.probe_segment import Answering, Segment, segment
+from tests.integration.test_probe import neighbours, until
 from tests.kube.ipam_pods import define_kubevirt, pools, world
 
 DETECT = IpamSettings(enable_ip_conflict_detection=True, predecessor_wait=1.0)
@@ -113,10 +114,18 @@ def test_the_source_of_a_live_migration_is_no_stranger(kube: Cluster, lan: Segme
             instance = await there.virtual("VirtualMachineInstance", "vm", owner)
             source = await there.pod("virt-launcher-vm-a", pools(v4), owner=instance)
             given = await ipam.add(source.call(netns_fd=lan.add_host(up=False).fd))
-            lan.add_host(f"{addresses(given)[0]}/24")  # it runs
+            (address,) = addresses(given)
+            runs = lan.add_host(f"{address}/24")
+            neighbour = lan.add_host(f"{there.address(9)}/24")
+            neighbour.ip("neigh", "add", address, "lladdr", runs.mac, "dev", "eth0", "nud", "stale")
             await there.virtual("VirtualMachineInstanceMigration", "move")
             target = await there.pod("virt-launcher-vm-b", pools(v4) | {MIGRATION: "move"}, owner=instance)
             for _ in range(2):
                 assert await ipam.add(target.call(netns_fd=lan.add_host(up=False).fd)) == given
+            assert neighbours(neighbour)[address] == runs.mac, "its traffic was taken away while it still ran there"
+            runs.ip("link", "set", "eth0", "down")  # it has moved
+            arrived = lan.add_host(up=False)
+            assert await ipam.add(target.call(netns_fd=arrived.fd)) == given
+            await until(lambda: neighbours(neighbour)[address] == arrived.mac)
 
     asyncio.run(main())
