@@ -1,7 +1,7 @@
 """Runs one command in a virtual machine and ends the machine, whatever happens.
 
 QEMU is killed by the kernel when this process dies (PDEATHSIG), and the guest switches itself off after its time, so
-nothing outlives the run. What a killed run leaves is a folder of a few files in build/vm/runs, which the next run removes.
+nothing outlives the run. What a killed run leaves is a folder of a few files in build/vm/runs; the next run removes it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _locked(folder: str) -> Iterator[None]:
 
 
 def _settings(folder: str, image: Image, shares: Sequence[Share], timeout: float) -> None:
-    """Write what init.sh and guest.sh read."""
+    """Write what init.sh reads."""
     settings = {
         "GUEST": f"{HERE}/guest.sh",
         "MODULES": image.modules,
