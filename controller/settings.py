@@ -21,6 +21,7 @@ from controller.admission.configurations import Address
 from controller.admission.rules import Features
 from controller.adoption.settings import AdoptionSettings
 from controller.certificates.plan import RENEWED_AT, Policy
+from controller.certificates.serving import authorities_of
 from controller.certificates.x509 import as_certified
 from controller.coordinator.settings import CoordinatorStatusSettings
 from controller.election import LeaderSettings
@@ -135,7 +136,8 @@ class TlsSettings:
     server_key: str = ""
     """File of its key (PEM)."""
     server_ca: str = ""
-    """File of the authorities (PEM) that the API server shall trust for it. Empty: `ca.crt` beside the certificate."""
+    """File of the authorities (PEM) that the API server shall trust for it. Empty: `ca.crt` beside the certificate, or
+    if that is missing or empty, what has signed itself in the chain of `server_cert`."""
     secret: str = "spiderpool-controller-server-certs"  # noqa: S105 (a name)
     """Name of the Secret with our own, in the namespace of the installation."""
     authority_days: int = 3650
@@ -168,6 +170,11 @@ class TlsSettings:
         for name, path in (("server_cert", self.server_cert), ("server_key", self.server_key)):
             if path and not os.path.isfile(path):
                 raise ValueError(f"{name} is {path!r}; there is no such file")
+        if self.server_cert:
+            try:
+                authorities_of(self.server_cert, self.authorities())
+            except (OSError, ValueError) as error:
+                raise ValueError(f"server_ca is {self.server_ca!r}: {error}") from None
 
     def policy(self) -> Policy:
         """How long our own certificates hold."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from api.secret import Secret
 from api.webhook import MutatingWebhookConfiguration, ValidatingWebhookConfiguration
 from controller.caches import Cache, Caches
-from controller.certificates import plan
+from controller.certificates import plan, x509
 from controller.certificates.keeper import Announcer, Clock, Keeper
 from controller.certificates.x509 import Pair
 from controller.work import WorkQueue
@@ -92,6 +92,28 @@ class Issued:
         await _tended(tend, self._secrets, self._mutating, self._validating)
 
 
+def authorities_of(certificate: str, authorities: str) -> bytes:
+    """What the API server is to trust, PEM, for the certificate from elsewhere in the first of two files.
+
+    The second may be missing or empty where the chain in the first ends in a certificate that signed itself.
+    Raises OSError, ValueError.
+    """
+    try:
+        bundle = _content(authorities)
+    except FileNotFoundError:
+        bundle = b""
+    if bundle.strip():
+        if not x509.split(bundle):
+            raise ValueError(f"{authorities} has no certificates (PEM)")
+        return bundle
+    if found := x509.self_signed(_content(certificate)):
+        return found
+    raise ValueError(
+        f"{authorities} is missing or empty, and {certificate} has no certificate that signed itself: the API server "
+        "needs the authorities that it is to trust"
+    )
+
+
 class Provided:
     """Files that an administrator or another controller replaces, as upstream's --tls-server-cert and -key."""
 
@@ -134,8 +156,8 @@ class Provided:
 
         async def tend(_: str) -> float:
             try:
-                bundle = await asyncio.to_thread(_content, self._authorities)
-            except OSError as error:
+                bundle = await asyncio.to_thread(authorities_of, self._certificate, self._authorities)
+            except (OSError, ValueError) as error:
                 raise UnavailableError(f"the authorities of the serving certificate: {error}") from error
             await self._announcer.announce(bundle)
             return self._check

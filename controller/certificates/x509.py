@@ -106,6 +106,11 @@ def signed_by(pem: bytes, authority: bytes) -> bool:
     return True
 
 
+def self_signed(chain: bytes) -> bytes:
+    """Those certificates of a chain that signed themselves, PEM: who has them needs nobody else to verify it."""
+    return b"".join(each for each in split(chain) if signed_by(each, each))
+
+
 def as_certified(names: Iterable[str]) -> frozenset[str]:
     """`names` as `names_of` tells them of a certificate: an IPv6 address has many spellings and one form there.
 

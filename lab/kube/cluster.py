@@ -12,7 +12,8 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -28,6 +29,7 @@ from lab.process import Started, alive, end, last_lines, record, run, spawn
 CRDS = f"{SOURCES}/api/crds"
 NETWORKS = f"{os.path.dirname(os.path.abspath(__file__))}/manifests/network-attachment-definition.yaml"
 """The definition of what Multus reads and our controller writes."""
+_DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 ACCOUNTS_LAST = "24h"
 """For how long service accounts' tokens hold: longer than a lab."""
 READY_WITHIN = 90.0
@@ -135,13 +137,19 @@ class Cluster:
         return path
 
     def apply_crds(self) -> None:
-        """Apply our CRDs and that of networks, and wait until they are served. Raises LabError."""
-        files = ("-f", CRDS, "-f", NETWORKS)
-        self.kubectl("apply", "--server-side", *files)
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", *files)
+        """Apply our CRDs and that of networks, as kubectl would, and wait until they are served. Raises LabError."""
+        paths = []
+        for document in _definitions():
+            path = f"{_DEFINITIONS}/{document['metadata']['name']}?fieldManager=kubectl&force=true"
+            status, answer = self._send("PATCH", path, json.dumps(document), "application/apply-patch+yaml")
+            if status not in (200, 201):
+                raise LabError(f"{path}: {status} {answer}")
+            spec = document["spec"]
+            versions = (version["name"] for version in spec["versions"])
+            paths += [f"/apis/{spec['group']}/{version}/{spec['names']['plural']}" for version in versions]
         # The server opens the storage of a kind when it is first asked, and says 429 until its watch cache is filled.
         deadline = time.monotonic() + READY_WITHIN
-        for path in _collections():
+        for path in paths:
             while (status := self.ask(path)[0]) != 200:
                 if time.monotonic() > deadline:
                     raise LabError(f"{path} is answered with {status}, {READY_WITHIN:g} s after it was defined")
@@ -193,23 +201,24 @@ class Cluster:
 
     def ask(self, path: str, accept: str = "application/json") -> tuple[int, Any]:
         """Status and answer of a GET by the administrator; 0 if the server does not answer."""
+        return self._send("GET", path, accept=accept)
+
+    def _send(
+        self, verb: str, path: str, body: str | None = None, content: str = "application/json", accept: str = "*/*"
+    ) -> tuple[int, Any]:
         pki = self.place.pki
         context = ssl.create_default_context(cafile=f"{pki}/ca.crt")
         context.load_cert_chain(f"{pki}/admin.crt", f"{pki}/admin.key")
         connection = http.client.HTTPSConnection(HOST, self.place.port, timeout=5, context=context)
         with contextlib.suppress(OSError, http.client.HTTPException):
-            return _ask(connection, "GET", path, accept=accept)
+            return _ask(connection, verb, path, body, {"Content-Type": content, "Accept": accept})
         return 0, None
 
 
-def _collections() -> Iterator[str]:
-    """The path of each kind that the definitions define."""
+def _definitions() -> Iterator[Any]:
     for path in (*(f"{CRDS}/{name}" for name in sorted(os.listdir(CRDS))), NETWORKS):
         with open(path) as file:
-            for document in filter(None, yaml.safe_load_all(file)):
-                spec = document["spec"]
-                for version in spec["versions"]:
-                    yield f"/apis/{spec['group']}/{version['name']}/{spec['names']['plural']}"
+            yield from filter(None, yaml.safe_load_all(file))
 
 
 def free_ports(count: int) -> list[int]:
@@ -276,11 +285,15 @@ def _etcd_call(path: str, method: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask(
-    connection: http.client.HTTPConnection, verb: str, path: str, body: str | None = None, accept: str = "*/*"
+    connection: http.client.HTTPConnection,
+    verb: str,
+    path: str,
+    body: str | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, Any]:
     """Status and answer, parsed if it is JSON. Raises OSError and HTTPException."""
     with contextlib.closing(connection):
-        connection.request(verb, path, body, {"Accept": accept})
+        connection.request(verb, path, body, headers)
         response = connection.getresponse()
         content = response.read()
     try:

@@ -67,7 +67,7 @@ class Allocator:
         self._take_overs = take_overs
         self._provider = provider
         self.leftovers: dict[str, Claim] = {}
-        """Claims of failed ADDs that the store would not delete yet, by name."""
+        """Claims of failed ADDs that the store would not delete yet, or that may yet be made, by name."""
 
     async def allocate(self, request: Request, netns_fd: int | None, deadline: float) -> Given:
         """What the NIC gets; `deadline` is loop time. Raises CniError or StoreError, and then leaves nothing behind.
@@ -313,11 +313,16 @@ class Allocator:
     async def discard(self, claim: Claim, *, asked: bool = True) -> None:
         """Delete a claim of an ADD that failed, whether or not its creation was seen to succeed.
 
+        One that is not there, and may yet come, is a leftover, for as long as a write may be late.
         The infrastructure provider lets go first, if it may have been `asked`. Raises ProviderError, StoreError.
         """
         made: Claim | None = claim
         if not claim.metadata.uid:
             made = await self._writer.read_after_writes(claim.metadata.name)
+            if self._writer.in_doubt and (made is None or not same_claim(claim)(made)):
+                # The request may be on its way: then the pod, alive, would keep an address that it does not have.
+                self.leftovers[claim.metadata.name] = claim
+                return
         if made is not None and same_claim(claim)(made):
             release = self._writer.free if asked else self._writer.release
             await release(made, same_claim(claim), metrics.allocation_conflicts)

@@ -31,6 +31,7 @@ from plugins.net.netns import in_netns
 
 T = TypeVar("T")
 FAMILIES = ("-4", "-6")
+TABLES = ("main", "99", "100", "101", "102", "103")
 
 NODE4, NODE6 = "172.31.9.2", "fd31:9::2"
 ROUTER4, ROUTER6 = "172.31.9.1", "fd31:9::1"
@@ -292,9 +293,9 @@ def pod_state(pod: Pod) -> dict[str, Any]:
     return {
         "links": [(x["ifname"], x["address"], x.get("txqlen")) for x in links],
         "routes": [
-            ip("-n", pod.name, f, "route", "show", "table", t, check=False)
-            for f in ("-4", "-6")
-            for t in ("main", "99", "100", "101", "102", "103")
+            *(ip("-n", pod.name, "route", "show", "table", t, check=False) for t in TABLES),
+            # Without an order: the next hops of one IPv6 route have none that means anything.
+            *(sorted(ip("-n", pod.name, "-6", "route", "show", "table", t, check=False).splitlines()) for t in TABLES),
         ],
         "rules": [pod.ip(family, "rule") for family in FAMILIES],
         "neighbours": pod.ip("neigh", "show", "nud", "permanent"),

@@ -73,6 +73,7 @@ def test_prev_result_comes_back_unchanged(here: Node, pod: Pod) -> None:
     assert here.add(pod, cniVersion="0.4.0") == pod.previous("0.4.0")
 
 
+@pytest.mark.upstream("C00008")
 def test_a_new_mac_shows_in_the_result(here: Node, pod: Pod) -> None:
     """Else the CHECK of the plugin that made the NIC would find another than it had told of."""
     for _ in range(2):
@@ -84,6 +85,7 @@ def test_a_new_mac_shows_in_the_result(here: Node, pod: Pod) -> None:
         assert result == pod.previous("1.1.0")
 
 
+@pytest.mark.upstream("C00008", "C00022")
 def test_members_of_the_configuration_show(here: Node, pod: Pod) -> None:
     here.add(pod, **FULL)
     a, b, c, d = pod.v4.split(".")
@@ -156,6 +158,7 @@ def test_the_shared_rule_stays_while_a_pod_is_left(here: Node) -> None:
         assert "lookup 500" not in here.ip(family, "rule")
 
 
+@pytest.mark.upstream("C00016")
 def test_the_table_of_before_is_let_go(here: Node, pod: Pod) -> None:
     """The configuration may have changed since ADD, even to one that no ADD would take."""
     before = here.state()
@@ -409,6 +412,7 @@ def test_killed_then_repeated_or_deleted(here: Node, after: int) -> None:
     assert after_all == inside
 
 
+@pytest.mark.upstream("C00010")
 def test_an_earlier_owner_of_the_address_gives_way(here: Node) -> None:
     """The container died with its DEL still to come, and another has got the address."""
     old = here.pod()
@@ -428,6 +432,7 @@ def test_an_earlier_owner_of_the_address_gives_way(here: Node) -> None:
     here.delete(new)
 
 
+@pytest.mark.upstream("C00010")
 def test_a_stale_neighbour_gives_way(here: Node, pod: Pod) -> None:
     here.ip("neigh", "replace", pod.v4, "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "permanent")
     here.add(pod)

@@ -46,6 +46,7 @@ def pod(here: Node) -> Pod:
     return made
 
 
+@pytest.mark.upstream("C00001")
 @pytest.mark.parametrize("version", [4, 6])
 def test_node_reaches_pod(here: Node, pod: Pod, version: int) -> None:
     target = pod.v4 if version == 4 else pod.v6
@@ -123,6 +124,7 @@ def test_the_segment_reaches_the_pod_by_its_own_nic(here: Node, pod: Pod, versio
     assert any(unseen_by_the_node() for _ in range(3))
 
 
+@pytest.mark.upstream("C00013")
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_came_by_the_node_is_answered_by_the_node(here: Node, pod: Pod, version: int) -> None:
     """From an address that is not the node's: without marks the pod would answer by its router, which knows no way."""

@@ -34,12 +34,70 @@ class Fault:
     """Say nothing and keep the connection, in place of cutting it."""
 
 
+class Hold:
+    """The next `times` requests of a method for a resource are held up until they are let go, and then done after all.
+
+    It widens the window of a race to whatever has to happen meanwhile, at a named call, without touching the code. Who
+    asked may have given up by then, and gets no answer.
+    """
+
+    def __init__(self, method: str, resource: str, times: int) -> None:
+        self.times = times
+        self._method = method
+        self._resource = resource
+        self._caught = 0
+        self._done = 0
+        self._changed = asyncio.Condition()
+        self._go = asyncio.Event()
+
+    def takes(self, method: str, path: str) -> bool:
+        """Whether it is one of those; a watch's method is WATCH."""
+        return self._caught < self.times and method == self._method and self._resource in path.split("/")
+
+    async def full(self, seconds: float = 30.0) -> None:
+        """Return when all have come. Raises TimeoutError."""
+        await self._wait(lambda: self._caught == self.times, seconds)
+
+    async def some(self, seconds: float = 30.0) -> None:
+        """Return when one has come. Raises TimeoutError."""
+        await self._wait(lambda: self._caught > 0, seconds)
+
+    def let_go(self) -> None:
+        """Let those that were held up be done, and others be done at once."""
+        self._go.set()
+
+    async def over(self, seconds: float = 30.0) -> None:
+        """Return when all that had come were done. Raises TimeoutError."""
+        await self._wait(lambda: self._done == self._caught, seconds)
+
+    @asynccontextmanager
+    async def passing(self) -> AsyncGenerator[None, None]:
+        """One request's way."""
+        self._caught += 1
+        await self._tell()
+        try:
+            await self._go.wait()
+            yield
+        finally:
+            self._done += 1
+            await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        async with asyncio.timeout(seconds), self._changed:
+            await self._changed.wait_for(condition)
+
+
 class Proxy:
     """HTTPS on loopback, with the server's own certificate; clients authenticate by token."""
 
     def __init__(self, cluster: Cluster) -> None:
         pki = cluster.place.pki
         self.faults: list[Fault] = []
+        self.holds: list[Hold] = []
         self.seen: Counter[str] = Counter()
         """Requests that came, by method; watches as WATCH."""
         self.mute = False
@@ -91,6 +149,18 @@ class Proxy:
             self._left.clear()
             await self._left.wait()
 
+    def hold(self, method: str, resource: str, times: int) -> Hold:
+        """Hold the next requests of a method for a resource up."""
+        hold = Hold(method, resource, times)
+        self.holds.append(hold)
+        return hold
+
+    def let_go(self) -> None:
+        """Let go whatever is held up, and hold up no more."""
+        for hold in self.holds:
+            hold.let_go()
+        self.holds.clear()
+
     async def requests(self, count: int) -> None:
         """Wait until so many have come."""
         while self.seen.total() < count:
@@ -103,7 +173,7 @@ class Proxy:
         await self._site.stop()
 
     def _fault(self, request: web.BaseRequest) -> Fault | None:
-        method = "WATCH" if "watch" in request.query else request.method
+        method = _method(request)
         self.seen[method] += 1
         self._came.set()
         for fault in self.faults:
@@ -113,6 +183,16 @@ class Proxy:
         return None
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        hold = next((each for each in self.holds if each.takes(_method(request), request.path)), None)
+        if hold is None:
+            return await self._answer(request)
+        await request.read()  # later there may be nobody to read from
+        async with hold.passing():
+            if request.transport is None and _method(request) == "WATCH":
+                return web.Response()
+            return await self._answer(request)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         fault = self._fault(request)
         if fault is not None and fault.status:
             return web.Response(status=fault.status, headers=fault.headers, body=fault.body)
@@ -155,6 +235,10 @@ class Proxy:
             self._watches.discard(transport)
             self._left.set()
         return response
+
+
+def _method(request: web.BaseRequest) -> str:
+    return "WATCH" if "watch" in request.query else request.method
 
 
 def _cut(transport: asyncio.Transport | None) -> None:

@@ -1,12 +1,13 @@
 """Processes that histories are made of, and that are killed: `python -m tests.kube.history_child`.
 
 It has everything imported, and forks a process for each message with a socket that comes over standard input, which is
-a socket too: a node (the agent's IPAM as shipped) or the controller's leader (its reclaim and its pools' status as
-shipped), on a real API server. What is forked reads one JSON line for each thing to do, does them all at once, and
+a socket too: a node (the agent's IPAM as shipped), the controller's leader (its reclaim and its pools' status as
+shipped), or who adopts upstream's records and hands them back, on a real API server. What is forked reads one JSON line for each thing to do, does them all at once, and
 answers each with a line.
 
 `{"do": "arm", "calls": n}` makes it kill itself with SIGKILL when the n-th call to the API from then on was answered,
-or, with `"within": seconds`, so long after that call was begun: then it may have been done or not.
+or, with `"within": seconds`, so long after that call was begun: then it may have been done or not. `{"do": "calm"}`
+ends the time in which answers that take long count as lost.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from api.meta import R
+from controller.adoption.adopt import Adopter
+from controller.adoption.decide import Switches
+from controller.adoption.hand_back import hand_back
+from controller.adoption.settings import AdoptionSettings
 from controller.caches import Caches
 from controller.reclaim.reclaim import Reclaim
 from controller.reclaim.settings import ReclaimSettings
@@ -49,8 +55,12 @@ Answer = Callable[[Json], Awaitable[Json]]
 PRELOADED = ("kubernetes.client", "kubernetes.config.kube_config", "kubernetes.config.incluster_config")
 """What the store imports when it is opened: in a second, and a process that is forked would do it anew."""
 ATTEMPT = 1.5
-"""Seconds until an answer counts as lost."""
-IPAM = IpamSettings(add_deadline=10.0, rollback_deadline=3.0, partial_grace=2.0)
+"""Seconds until an answer counts as lost, as a rule, as long as faults are about."""
+CALM = KubeSettings().attempt
+"""The same afterwards, as shipped: a busy machine's API server may need longer than that for each answer."""
+PACKAGES = ("api", "controller", "daemon", "plugins.ipam", "store", "tests.kube")
+"""Whose sources these processes run."""
+IPAM = IpamSettings(add_deadline=20.0, rollback_deadline=3.0, partial_grace=2.0)
 RECLAIM = ReclaimSettings(teardown=0.3, settle=0.1, interval=2.0, lost_node=1.0)
 STATUS = StatusSettings(interval=0.5)
 
@@ -169,6 +179,20 @@ async def _leader(_: Json, store: Mortal) -> AsyncGenerator[tuple[Answer, list[a
     yield answer, tasks
 
 
+@asynccontextmanager
+async def _adopter(_: Json, store: Mortal) -> AsyncGenerator[tuple[Answer, list[asyncio.Task[None]]], None]:
+    """Adoption and the way back: one pass of each, as the leader and the command make them."""
+
+    async def answer(message: Json) -> Json:
+        if message["do"] == "hand back":
+            return {"notes": await hand_back(store)}
+        assert message["do"] == "adopt"
+        adopter = Adopter(store, AdoptionSettings(), Switches())
+        return {"done": await adopter.adopt_all(), "troubles": adopter.troubles}
+
+    yield answer, []
+
+
 async def _sooner(work: Coroutine[Any, Any, None], than: asyncio.Task[None]) -> None:
     """Await `work`; if the task ends first, its error is raised."""
     waiting = asyncio.ensure_future(work)
@@ -178,7 +202,7 @@ async def _sooner(work: Coroutine[Any, Any, None], than: asyncio.Task[None]) -> 
     await waiting
 
 
-ROLES: Mapping[str, Any] = {"node": _node, "leader": _leader}
+ROLES: Mapping[str, Any] = {"node": _node, "leader": _leader, "adopter": _adopter}
 
 
 async def _serve(config: Json, channel: socket.socket) -> None:
@@ -187,8 +211,9 @@ async def _serve(config: Json, channel: socket.socket) -> None:
     def say(**what: Any) -> None:
         writer.write(json.dumps(what).encode() + b"\n")
 
-    settings = KubeSettings(kubeconfig=config["kubeconfig"], attempt=ATTEMPT, connect=2.0, backoff_most=1.0)
-    store = Mortal(await KubeStore.open(settings))
+    settings = KubeSettings(kubeconfig=config["kubeconfig"], attempt=config["attempt"], connect=2.0, backoff_most=1.0)
+    kube = await KubeStore.open(settings)
+    store = Mortal(kube)
     async with ROLES[config["role"]](config, store) as (answer, tasks):
         say(ready=True)
         working: set[asyncio.Task[None]] = set()
@@ -205,6 +230,9 @@ async def _serve(config: Json, channel: socket.socket) -> None:
                 message = json.loads(line)
                 if message["do"] == "arm":
                     store.arm(message["calls"], message.get("within"))
+                    say(id=message["id"])
+                elif message["do"] == "calm":
+                    kube._client.settings = replace(settings, attempt=CALM)
                     say(id=message["id"])
                 elif message["do"] == "count":
                     say(id=message["id"], calls=store.made)
@@ -236,8 +264,21 @@ def _child(config: Json, channel: socket.socket) -> None:
     os._exit(0)
 
 
+def _sources() -> list[str]:
+    """The folders that the code comes from: one, unless something is wrong."""
+    found = set()
+    for name in PACKAGES:
+        (path,) = importlib.import_module(name).__path__
+        found.add(os.path.realpath(path).removesuffix("/" + name.replace(".", "/")))
+    return sorted(found)
+
+
 def main(control: socket.socket) -> None:
-    """Fork a process for each message until the socket is closed; answer with its pid."""
+    """Tell where the code is from, and fork a process for each message until the socket is closed; answer with its pid.
+
+    The code is that of the current folder: a copy that somebody broke, perhaps, and certainly not a mixture.
+    """
+    control.send(json.dumps(_sources()).encode())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for name in PRELOADED:
         importlib.import_module(name)

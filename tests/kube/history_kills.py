@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from tests.kube.history import Pod
 from tests.kube.history_play import DURING, GC_LIMIT, SLACK, Play, Slot
 from tests.kube.history_processes import DiedError, Process
 from tests.kube.history_program import SLOTS, STATEFUL, Remove
@@ -29,7 +30,7 @@ async def kills_in_add(play: Play) -> int:
         await slot.add(await slot.there())
 
     async def mend() -> None:
-        await _must_be_given(slot)
+        await must_be_given(slot)
         await slot.remove(await slot.there(), Remove(force=False, cni="in time", node=0))
 
     return await _killed_at_each(play, play.stage.nodes[0].agent, prepare, act, mend)
@@ -40,7 +41,7 @@ async def kills_in_del(play: Play) -> int:
     slot = play.slots[0]
 
     async def prepare() -> None:
-        await _must_be_given(slot)
+        await must_be_given(slot)
         await play.stage.delete(await slot.there(), 1)
 
     async def act() -> None:
@@ -64,7 +65,7 @@ async def kills_in_take_over(play: Play) -> int:
         slot.next_node = 0
         if slot.pod is not None:
             await slot.remove(slot.pod, Remove(force=True, cni="never", node=0))
-        await _must_be_given(slot)
+        await must_be_given(slot)
         await slot.remove(await slot.there(), Remove(force=True, cni="late", node=1))
         await slot.there()
 
@@ -72,7 +73,7 @@ async def kills_in_take_over(play: Play) -> int:
         await slot.add(await slot.there())
 
     async def mend() -> None:
-        await _must_be_given(slot)
+        await must_be_given(slot)
 
     return await _killed_at_each(play, play.stage.nodes[1].agent, prepare, act, mend)
 
@@ -82,14 +83,14 @@ async def kills_in_reclaim(play: Play) -> int:
     slot = play.slots[0]
 
     async def prepare() -> None:
-        await _must_be_given(slot)
+        await must_be_given(slot)
 
     async def act() -> None:
         await slot.remove(await slot.there(), Remove(force=True, cni="never", node=0))
-        await _released(play, slot, play.stage.leader)
+        await released(play, slot.pod, play.stage.leader)
 
     async def mend() -> None:
-        await _released(play, slot, None)
+        await released(play, slot.pod)
 
     return await _killed_at_each(play, play.stage.leader, prepare, act, mend)
 
@@ -126,17 +127,18 @@ async def _quiet(process: Process) -> None:
         return
 
 
-async def _must_be_given(slot: Slot) -> None:
+async def must_be_given(slot: Slot) -> None:
+    """An ADD for the slot's pod, which succeeds."""
     call = await slot.add(await slot.there())
     assert call.given, f"{slot.name} gets nothing: {call.error or 'its agent died'}"
 
 
-async def _released(play: Play, slot: Slot, process: Process | None) -> None:
+async def released(play: Play, pod: Pod | None, process: Process | None = None) -> None:
     """Wait until the pod's claims are gone, or the process is."""
     end = now() + GC_LIMIT + SLACK
-    assert slot.pod is not None
-    while slot.pod.uid in (await play.stage.claims()).values():
+    assert pod is not None
+    while pod.uid in (await play.stage.claims()).values():
         if process is not None and not process.alive:
             return
-        assert now() < end, f"claims of {slot.pod.uid} are still there"
+        assert now() < end, f"claims of {pod.uid} are still there"
         await asyncio.sleep(0.05)

@@ -44,7 +44,7 @@ from tests.kube.history_stage import DATABASE, PATIENCE, NodeSite, Stage, now
 
 GC_LIMIT = RECLAIM.interval + RECLAIM.teardown + RECLAIM.settle + IPAM.partial_grace
 """Seconds within which what nobody holds any more must be free."""
-SLACK = 15.0
+SLACK = 25.0
 """For a last call that runs into its deadline."""
 BRISK = 1.0
 """What it takes the system to answer all that is asked in one look at it, at most. The machine may be busy and the API
@@ -97,7 +97,7 @@ class Slot:
                     await self.cni("DEL", pod, before)
                 elif old == "late":
                     self._later(self.cni("DEL", pod, before))
-                self._new_box(pod)
+                self.new_box(pod)
                 await self.add(pod)
             case Abandon(after):
                 await self.add(pod, abandon=after / 1000)
@@ -131,7 +131,7 @@ class Slot:
                 if given_up or not self.wanted:
                     self.pod.delete(began)
                 self.given = {}
-                self._new_box(self.pod)
+                self.new_box(self.pod)
                 return self.pod
             await asyncio.sleep(0.03)
         return None
@@ -188,7 +188,8 @@ class Slot:
     def container(self) -> str:
         return self._boxes[-1][1]
 
-    def _new_box(self, pod: Pod) -> None:
+    def new_box(self, pod: Pod) -> None:
+        """The pod's next sandbox."""
         self._boxes.append((pod, f"{self.name}-{self._stage.key}-{len(self._boxes)}"))
 
     async def remove(self, pod: Pod, step: Remove) -> None:
@@ -367,10 +368,12 @@ class Play:
         for proxy in stage.proxies.values():
             proxy.faults.clear()
             proxy.latency.clear()
+            proxy.let_go()
             proxy.mute = False
             proxy.cut()
         for process in (stage.leader, *(node.agent for node in stage.nodes)):
             await process.arm(0)
+            await process.calm()
             await process.ensure()
         stage.note("the faults are over")
         for slot in self.slots:
@@ -386,7 +389,7 @@ class Play:
                 break
             await asyncio.sleep(0.1)
         self.converged_after = now() - began
-        await self._log_is_complete()
+        await self.log_is_complete()
         processes = (stage.leader, *(node.agent for node in stage.nodes))
         self.failures += [failure for process in processes for failure in process.failures]
         self.failures += stage.history.violations()
@@ -416,8 +419,8 @@ class Play:
             await slot.up(pod)
         return bool(slot.given)
 
-    async def _log_is_complete(self) -> None:
-        """Wait until the log has come as far as the API server."""
+    async def log_is_complete(self) -> None:
+        """Return when the log has come as far as the API server."""
         claims = await self.stage.claims()
         async with asyncio.timeout(20):
             while _latest(self.stage) != claims:  # noqa: ASYNC110 - the watch is somebody else's

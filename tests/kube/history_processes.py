@@ -13,6 +13,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from lab.layout import SOURCES
+from tests.kube.history_child import CALM
+
 Json = dict[str, Any]
 READY = 60.0
 """Seconds until a process must be ready, while faults may be about."""
@@ -27,11 +30,18 @@ class DiedError(Exception):
 class Nursery:
     """Forks processes off one that has everything imported: that takes milliseconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: str = SOURCES) -> None:
+        """`sources` is the folder that their code is from. Raises AssertionError if it turns out to be another one."""
         self._here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with there:
             command = [sys.executable, "-m", "tests.kube.history_child"]
-            self._process = subprocess.Popen(command, stdin=there.fileno())
+            environment = os.environ | {"PYTHONPATH": sources}
+            self._process = subprocess.Popen(command, stdin=there.fileno(), cwd=sources, env=environment)
+        self._here.settimeout(READY)
+        told = json.loads(self._here.recv(65536) or "[]")
+        if told != [os.path.realpath(sources)]:
+            self.close()
+            raise AssertionError(f"the processes' code is from {told}, and not from {sources}")
 
     def start(self, config: Json, channel: socket.socket) -> int:
         """Start a process that speaks over `channel`; a pidfd of it."""
@@ -108,6 +118,12 @@ class Process:
         self.killed = True
         with suppress(DiedError):
             await self.answer("arm", calls=calls, within=within)
+
+    async def calm(self) -> None:
+        """Have it wait for answers as long as it does elsewhere, and those that come after it too."""
+        self._config = {**self._config, "attempt": CALM}
+        with suppress(DiedError):
+            await self.answer("calm")
 
     def kill(self) -> None:
         """SIGKILL, if it runs."""

@@ -235,7 +235,7 @@ def programs(draw: st.DrawFn, *, restarts: bool = False, most: int = 8) -> Progr
     return Program(pods, tuple(chaos))
 
 
-LATE_DEL = Program(
+LATE_DELS = Program(
     (
         (Add(1), Remove(force=True, cni="late", node=0), Add(1), Pause(400), Add(1)),
         (Add(1), Remove(force=False, cni="late", node=1), Add(1), Pause(400), Remove(True, "late", 1), Add(1)),
@@ -246,42 +246,3 @@ LATE_DEL = Program(
     (),
 )
 """DELs that come when the name's next pod has its addresses, on the same node."""
-OVERTAKEN_TAKE_OVER = Program(
-    (
-        (Pause(400), Pause(400), Pause(400), Pause(400), Add(1), Pause(400), Add(1)),
-        (Pause(400), Pause(400), Pause(400), Pause(400), Add(1), Pause(400), Add(1)),
-        (Pause(400), Pause(400), Pause(400), Pause(400), Add(1), Pause(400), Add(1)),
-        (Add(1), Pause(400), Pause(150), Remove(force=True, cni="never", node=1), Add(1)),
-        (Pause(400),),
-    ),
-    (Pause(400), Slow("nodes", "PUT", 2000), Pause(400), Pause(150), Scale(0), Pause(2500), Slow("nodes", "PUT", 0)),
-)
-"""A take-over is under way when its claims are released, and others get the addresses."""
-OVERTAKEN_RELEASE = Program(
-    (
-        (Add(1), Pause(150), Remove(force=True, cni="late", node=0), Pause(400), Add(1), Pause(400)),
-        (Add(1), Pause(150), Remove(force=True, cni="late", node=1), Pause(400), Add(1), Pause(400)),
-        (Add(1), Pause(150), Remove(force=True, cni="late", node=2), Pause(400), Add(1), Pause(400)),
-        (Pause(400), Pause(400), Add(1), Pause(400), Add(1), Pause(400), Pause(400)),
-        (Pause(400), Pause(400), Add(1), Pause(400), Add(1), Pause(400), Pause(400)),
-    ),
-    (Slow("leader", "DELETE", 2000), Pause(2500), Slow("leader", "DELETE", 0)),
-)
-"""The leader's release is under way when the pods' own DELs come, and others get the addresses."""
-UNSEEN_PODS = Program(
-    (
-        (Add(1), Remove(force=True, cni="late", node=0), Add(1), Pause(400), Add(1), Pause(400)),
-        (Pause(400), Add(1), Remove(force=True, cni="never", node=2), Add(1), Pause(400), Pause(400)),
-        (Pause(400), Remove(force=False, cni="in time", node=1), Add(1), Pause(400), Pause(400)),
-        (Add(1), Pause(150), Remove(force=True, cni="late", node=2), Add(1), Pause(400)),
-        (Add(1), Pause(400), Remove(force=False, cni="late", node=0), Add(1), Pause(400)),
-    ),
-    (Pause(50), Blind("leader", 2), Pause(400), Scan(), Pause(400), Scan(), Pause(400), Scan()),
-)
-"""The leader hears of claims and not of their pods."""
-AIMED = {
-    "late-del": LATE_DEL,
-    "overtaken-take-over": OVERTAKEN_TAKE_OVER,
-    "overtaken-release": OVERTAKEN_RELEASE,
-    "unseen-pods": UNSEEN_PODS,
-}

@@ -21,7 +21,7 @@ from lab.kube.cluster import Cluster
 from lab.kube.components import SERVER
 from tests.kube.fault_proxy import Proxy
 from tests.kube.history import Change, History, Pod
-from tests.kube.history_child import RECLAIM
+from tests.kube.history_child import ATTEMPT, RECLAIM
 from tests.kube.history_processes import Json, Nursery, Process, process
 from tests.kube.history_program import NODES
 from tests.kube.ipam_pods import APPS, CORE, IPPOOL, _stateful_set
@@ -48,10 +48,10 @@ class SlowProxy(Proxy):
         self.latency: dict[str, float] = {}
         """Seconds that requests of a method are held up, and then done all the same."""
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if "watch" not in request.query and (seconds := self.latency.get(request.method)):
             await asyncio.sleep(seconds)
-        return await super()._handle(request)
+        return await super()._answer(request)
 
 
 @dataclass
@@ -274,9 +274,12 @@ async def _running(proxy: SlowProxy) -> AsyncIterator[SlowProxy]:
 
 @asynccontextmanager
 async def stage(
-    cluster: Cluster, nursery: Nursery, token: str, folder: str, *, size: int, replicas: int
+    cluster: Cluster, nursery: Nursery, token: str, folder: str, *, size: int, replicas: int, attempt: float = ATTEMPT
 ) -> AsyncIterator[Stage]:
-    """A stage that is ready, with all processes; it leaves nothing behind."""
+    """A stage that is ready, with all processes, for whom an answer counts as lost after `attempt` seconds.
+
+    It leaves nothing behind.
+    """
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(raw_session(cluster, limit=0))
         proxies = {whom: await stack.enter_async_context(_running(SlowProxy(cluster))) for whom in ("nodes", "leader")}
@@ -285,8 +288,9 @@ async def stage(
         await there.build()
 
         def config(role: str, whom: str, **more: str) -> Json:
+            more["log"] = f"{folder}/log-{there.key}"
             path = write_kubeconfig(f"{folder}/{whom}-{there.key}", cluster, proxies[whom].url, {"token": token})
-            return {"role": role, "kubeconfig": path, "log": f"{folder}/log-{there.key}", **more}
+            return {"role": role, "kubeconfig": path, "attempt": attempt, **more}
 
         _, listing = await there.ask("GET", CLAIMS)
         following = asyncio.create_task(there.follow(listing["metadata"]["resourceVersion"]))

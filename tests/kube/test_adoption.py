@@ -14,7 +14,10 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,11 +37,14 @@ from controller.caches import Caches
 from controller.room import Desk
 from lab.kube.cluster import Cluster
 from lab.layout import LabError
-from store.errors import StoreError
 from store.kube import KubeStore
 from store.kube_settings import KubeSettings
 from store.port import Store
 from store.recorder import Recorder
+from tests.kube.history_child import CALM
+from tests.kube.history_play import DURING
+from tests.kube.history_processes import DiedError, Nursery, process
+from tests.kube.ipam_pods import Watched
 from tests.kube.store_rig import empty
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -316,88 +322,74 @@ def test_records_that_cannot_be_read_are_not_guessed(site: Site) -> None:
     assert set(claims) == {"10.88.2.10"}
 
 
-class KilledError(StoreError):
-    """The process is no more."""
-
-
-class Dying(Store):
-    """A real store whose process dies at the n-th write: that one is done, or not, and nothing comes after it."""
-
-    def __init__(self, inner: Store, writes: int, *, done: bool) -> None:
-        self.inner, self.left, self.done = inner, writes, done
-
-    def watch(self, kind: Any, query: Any, since: str) -> Any:
-        return self.inner.watch(kind, query, since)
-
-    async def close(self) -> None:
-        await self.inner.close()
-
-    async def _write(self, work: Any) -> Any:
-        self.left -= 1
-        if self.left > 0 or (self.left == 0 and self.done):
-            result = await work
-            if self.left > 0:
-                return result
-        else:
-            work.close()
-        raise KilledError
-
-    async def get(self, kind: Any, name: str, namespace: str = "") -> Any:
-        return await self.inner.get(kind, name, namespace)
-
-    async def list(self, kind: Any, *query: Any) -> Any:
-        return await self.inner.list(kind, *query)
-
-    async def create(self, resource: Any) -> Any:
-        return await self._write(self.inner.create(resource))
-
-    async def update(self, resource: Any) -> Any:
-        return await self._write(self.inner.update(resource))
-
-    async def update_status(self, resource: Any) -> Any:
-        return await self._write(self.inner.update_status(resource))
-
-    async def delete(self, kind: Any, name: str, namespace: str = "", **conditions: str) -> None:
-        await self._write(self.inner.delete(kind, name, namespace, **conditions))
-
-
-def test_whoever_dies_at_any_write_is_repaired(site: Site) -> None:
-    """Adoption and the way back, each killed after and before every one of its writes in turn."""
+@pytest.mark.timeout(300)
+def test_killed_at_every_call(site: Site, tmp_path: Path) -> None:
+    """Adoption and the way back, killed with -9 after and during each of their calls to the API in turn."""
     mixed(site)
-    expected = {"10.88.1.10", "10.88.1.12"}
-
-    async def work() -> tuple[int, int]:
-        store = await opened(site.cluster)
-        try:
-            forth = await _until_done(store, lambda dying: Adopter(dying, SETTINGS, Switches()).adopt_all())
-            assert {claim.spec.address for claim in (await store.list(Claim)).items} == expected
-            back = await _until_done(store, hand_back)
-            pool = await store.get(Pool, "p1")
-            assert pool.status is not None
-            assert set(json.loads(pool.status.allocated_ips or "{}")) == expected
-            assert has_foreign_records(pool)
-            assert (await store.list(Claim)).items == []
-            assert await Adopter(store, SETTINGS, Switches()).adopt_all()
-            assert {claim.spec.address for claim in (await store.list(Claim)).items} == expected
-            return forth, back
-        finally:
-            await store.close()
-
-    forth, back = asyncio.run(work())
-    assert forth >= 3  # two claims and a mark
-    assert back >= 5  # status, endpoints, mark, claims
+    nursery = Nursery()
+    try:
+        forth, back = asyncio.run(_killed_at_every_call(site, nursery, str(tmp_path)))
+    finally:
+        nursery.close()
+    print(f"killed after and during each of {forth} calls, and {back} on the way back")
+    assert forth >= 7  # pools, agents, pods, endpoints; two claims and a mark
+    assert back >= 10  # pods, agents, pools, claims; records, two endpoints, mark, two claims
 
 
-async def _until_done(store: Store, work: Any) -> int:
-    """Run `work`, killed at its first write, then again killed at the second, and so on; how often it was killed."""
-    for killed in range(1, 40):
-        for done in (False, True):
-            try:
-                await work(Dying(store, killed, done=done))
-            except KilledError:
-                continue
-            return killed
+async def _killed_at_every_call(site: Site, nursery: Nursery, folder: str) -> tuple[int, int]:
+    """How many calls each of the two makes."""
+    kubeconfig = site.cluster.place.kubeconfig("admin")
+    config = {"role": "adopter", "kubeconfig": kubeconfig, "log": f"{folder}/log", "attempt": CALM}
+    store = await opened(site.cluster)
+    calls = {"adopt": 0, "hand back": 0}
+    try:
+        async with process(nursery, config) as adopter:
+            for fatal in range(1, 60):
+                deaths = 0
+                for do, within in product(calls, (None, DURING)):
+                    other = "hand back" if do == "adopt" else "adopt"
+                    await adopter.ensure()
+                    await adopter.answer(other)
+                    await adopter.arm(fatal, within)
+                    with suppress(DiedError):
+                        await adopter.answer(do)
+                    died = not adopter.alive
+                    await _nothing_is_lost(store)
+                    await adopter.ensure()
+                    await adopter.arm(0)
+                    await adopter.answer(do)
+                    await _is_done(store, claims=do == "adopt")
+                    deaths += died
+                    calls[do] = fatal if died else calls[do]
+                if not deaths:
+                    return calls["adopt"], calls["hand back"]
+    finally:
+        await store.close()
     raise AssertionError("it never ends")
+
+
+HELD = {"10.88.1.10", "10.88.1.12"}
+"""Of the addresses of `mixed`, those that somebody holds."""
+
+
+async def _addresses(store: Store) -> tuple[bool, set[str], set[str]]:
+    """Whether claims decide; which addresses have claims, and which upstream's records."""
+    pool = await store.get(Pool, "p1")
+    claims = {claim.spec.address for claim in (await store.list(Claim)).items}
+    records = json.loads((pool.status.allocated_ips if pool.status else None) or "{}")
+    return ANNOTATION_CLAIMS in pool.metadata.annotations, claims, set(records)
+
+
+async def _nothing_is_lost(store: Store) -> None:
+    """Whichever side decides at present has all that is held."""
+    marked, claims, records = await _addresses(store)
+    assert (claims if marked else records) >= HELD
+
+
+async def _is_done(store: Store, *, claims: bool) -> None:
+    marked, claimed, recorded = await _addresses(store)
+    assert (marked, claimed) == (claims, HELD if claims else set())
+    assert claims or recorded == HELD
 
 
 def test_a_record_that_changes_meanwhile_is_not_lost(site: Site) -> None:
@@ -406,21 +398,16 @@ def test_a_record_that_changes_meanwhile_is_not_lost(site: Site) -> None:
     late = site.pod("late")
     site.pool("p1", 1, {"10": ("web", live)})
 
-    class Meanwhile(Dying):
-        async def create(self, resource: Any) -> Any:
-            site_write = {"10": ("web", live), "11": ("late", late)}
-            if self.left:
-                self.left = 0
-                await asyncio.to_thread(site.pool, "p1", 1, site_write)
-            return await self.inner.create(resource)
-
-        async def update(self, resource: Any) -> Any:
-            return await self.inner.update(resource)
-
     async def work() -> tuple[bool, bool]:
-        store = await opened(site.cluster)
+        store = Watched(await opened(site.cluster))
+
+        async def meanwhile(_: Any) -> None:
+            store.before.clear()
+            await asyncio.to_thread(site.pool, "p1", 1, {"10": ("web", live), "11": ("late", late)})
+
+        store.before["create", Claim] = meanwhile
         try:
-            first = Adopter(Meanwhile(store, 1, done=True), SETTINGS, Switches())
+            first = Adopter(store, SETTINGS, Switches())
             done = await first.adopt_all()
             assert "changed meanwhile" in first.troubles["p1"]
             return done, await first.adopt_all()

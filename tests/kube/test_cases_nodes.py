@@ -131,6 +131,9 @@ def third_party(nodes: Cluster) -> Iterator[Callable[[str, str], Json]]:
         apply(nodes, kinds | {"metadata": meta, "spec": spec})
     definitions = [f"crd/{kind}s.{STAND_IN}" for kind in ("cloneset", "statefulset")]
     nodes.kubectl("wait", "--for=condition=Established", *definitions, "--timeout=30s")
+    # Kubernetes' garbage collector learns of new kinds every 30 s, or when it starts.
+    nodes.stop(CONTROLLERS)
+    nodes.start(CONTROLLERS)
 
     def new(kind: str, name: str) -> Json:
         document = {"apiVersion": f"{STAND_IN}/v1beta1", "kind": kind, "metadata": {"name": name}}
@@ -171,7 +174,6 @@ def test_third_parties_pods(there: Cluster, third_party: Callable[[str, str], Js
     left = named(found, "theirs-1")
     until(there, lambda: claims(there) == {(address, left.uid) for address in left.addresses}, 20, "one pod's claims")
     there.kubectl("delete", f"{kind.lower()}s.{STAND_IN}", "theirs", "--timeout=30s")
-    # Kubernetes' garbage collector looks for new kinds every 30 s.
     until(there, lambda: not pods(there) and not claims(there), 80, "nothing is left of it")
     views(there, [])
 

@@ -290,6 +290,23 @@ class TestCertificates:
 
         guest.live(script)
 
+    def test_a_chain_from_elsewhere_that_ends_in_its_root_needs_no_authority_beside_it(
+        self, cluster: Cluster, ask: Requests, tmp_path: Path
+    ) -> None:
+        now = datetime.now(UTC)
+        authority = x509.new_authority(now, timedelta(days=1))
+        pair = x509.new_server(authority, ["127.0.0.1"], now, timedelta(days=1))
+        (tmp_path / "tls.key").write_bytes(pair.key)
+        (tmp_path / "tls.crt").write_bytes(pair.certificate + authority.certificate)
+        (tmp_path / "ca.crt").touch()  # as cert-manager leaves it where the issuer tells none
+        guest = Guest(cluster, "--tls-server-cert", f"{tmp_path}/tls.crt", "--tls-server-key", f"{tmp_path}/tls.key")
+
+        def script() -> None:
+            eventually(20, lambda: admits(ask), "the webhook is asked")
+            assert bundle(ask) == (authority.certificate,)
+
+        guest.live(script)
+
 
 @contextmanager
 def pair(cluster: Cluster, folder: Path, ask: Requests) -> Iterator[tuple[Replica, Replica, Callable[..., Replica]]]:

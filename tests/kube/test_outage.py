@@ -170,7 +170,7 @@ def tidy(there: Site, pods: list[Pod], application: str) -> None:
 @pytest.mark.timeout(240)  # most of it is starting and stopping programs, which a busy machine does slowly
 def test_an_api_server_that_is_gone_for_a_while_is_waited_for(tmp_path: Path) -> None:
     with running() as cluster:
-        outage(cluster, tmp_path, 15, "--ipam-add-deadline=4", "--ipam-rollback-deadline=2")
+        outage(cluster, tmp_path, 8, "--ipam-add-deadline=4", "--ipam-rollback-deadline=2")
 
 
 @pytest.mark.soak

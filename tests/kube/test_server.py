@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -293,11 +294,12 @@ class TestLife:
         own.compact()
         assert '"reason":"Expired","code":410' in own.kubectl("get", "--raw", watch)
 
-    def test_down_leaves_nothing(self, new_kube: NewCluster) -> None:
+    def test_down_leaves_nothing_also_of_what_does_not_want_to(self, new_kube: NewCluster) -> None:
         own = new_kube(crds=False)
         lab, processes = own.place.lab, dict(own.processes)
         assert sorted(processes) == sorted(ORDER)
         assert all(map(alive, processes.values()))
+        os.kill(processes[CONTROLLERS].pid, signal.SIGSTOP)
         began = time.monotonic()
         assert lifecycle.down(lab)
         assert time.monotonic() - began < 15
@@ -305,29 +307,14 @@ class TestLife:
         assert not any(map(alive, processes.values()))
         assert not lifecycle.down(lab)
 
-    def test_down_ends_what_does_not_want_to(self, new_kube: NewCluster) -> None:
-        own = new_kube(crds=False)
-        process = own.processes[CONTROLLERS]
-        os.kill(process.pid, signal.SIGSTOP)
-        assert lifecycle.down(own.place.lab)
-        assert not alive(process)
-        assert_gone(own.place)
+    def test_down_takes_away_an_up_that_was_killed(self) -> None:
+        with killed_up("etcd") as (command, lab):
+            there = Cluster.load(lab)
+            subprocess.run([*command, "down"], check=True, stdout=subprocess.DEVNULL, timeout=60)
+            assert_gone(there.place)
 
-    @pytest.mark.parametrize("log", ["etcd", "kube-apiserver"])
-    def test_an_up_that_was_killed_is_cleaned_away(self, log: str) -> None:
-        lab = Lab(f"splt{os.urandom(4).hex()}")
-        command = [sys.executable, "-m", "lab.kube", "--name", lab.name]
-        try:
-            with subprocess.Popen([*command, "up"], stdout=subprocess.DEVNULL) as half:
-                deadline = time.monotonic() + 30
-                while not os.path.exists(lab.log(log)):
-                    assert time.monotonic() < deadline
-                    time.sleep(0.002)
-                half.kill()
-            assert os.listdir(f"{cgroup2_root()}/{lab.name}")
-            if log == "etcd":
-                subprocess.run([*command, "down"], check=True, stdout=subprocess.DEVNULL, timeout=60)
-                assert not os.path.exists(lab.state)
+    def test_up_takes_the_place_of_one_that_was_killed(self) -> None:
+        with killed_up("kube-apiserver") as (command, lab):
             subprocess.run([*command, "up"], check=True, stdout=subprocess.DEVNULL, timeout=100)
             again = subprocess.run([*command, "up"], capture_output=True, text=True, timeout=60, check=False)
             assert (again.returncode, "is up already" in again.stderr) == (2, True)
@@ -335,8 +322,6 @@ class TestLife:
             there = Cluster.load(lab)
             there.stop(CONTROLLERS)
             assert subprocess.run([*command, "status"], stdout=subprocess.DEVNULL, check=False).returncode == 1
-        finally:
-            lifecycle.down(lab)
         assert_gone(there.place)
 
     def test_a_server_that_cannot_start_says_why(self, new_kube: NewCluster) -> None:
@@ -348,6 +333,24 @@ class TestLife:
         with pytest.raises(LabError, match=r"kube-apiserver.* not built: run `make kube`"):
             lifecycle.up(Lab("spltabsent"), Paper())
         assert not os.path.exists(f"{STATE_ROOT}/spltabsent")
+
+
+@contextmanager
+def killed_up(log: str) -> Iterator[tuple[list[str], Lab]]:
+    """The start of a command of the lab, and the lab, whose `up` was killed when it had begun that log."""
+    lab = Lab(f"splt{os.urandom(4).hex()}")
+    command = [sys.executable, "-m", "lab.kube", "--name", lab.name]
+    try:
+        with subprocess.Popen([*command, "up"], stdout=subprocess.DEVNULL) as half:
+            deadline = time.monotonic() + 30
+            while not os.path.exists(lab.log(log)):
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            half.kill()
+        assert os.listdir(f"{cgroup2_root()}/{lab.name}")
+        yield command, lab
+    finally:
+        lifecycle.down(lab)
 
 
 def assert_gone(place: Place) -> None:

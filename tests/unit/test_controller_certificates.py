@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509 as cryptography_x509
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from controller.certificates import plan, x509
 from controller.certificates.plan import Material, Policy
+from controller.certificates.serving import authorities_of
+from controller.settings import TlsSettings
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -36,6 +39,35 @@ def test_the_secret_tells_all_of_it() -> None:
     assert announced.following is not None
     for each in (material, announced):
         assert plan.from_data(plan.to_data(each)) == each
+
+
+def test_whom_to_trust_for_a_certificate_from_elsewhere(tmp_path: Path) -> None:
+    material = plan.first(NOW, POLICY, NAMES)
+    server, root = material.server.certificate, material.signer.certificate
+    certificate, authorities = tmp_path / "tls.crt", tmp_path / "ca.crt"
+    certificate.write_bytes(server)
+    (tmp_path / "tls.key").write_bytes(material.server.key)
+
+    def trusted() -> bytes:
+        TlsSettings(server_cert=str(certificate), server_key=str(tmp_path / "tls.key"))
+        return authorities_of(str(certificate), str(authorities))
+
+    with pytest.raises(
+        ValueError, match=r"server_ca is '': .*ca\.crt is missing or empty.* no certificate that signed"
+    ):
+        trusted()
+    authorities.write_bytes(b"\n")
+    with pytest.raises(ValueError, match="is missing or empty"):
+        trusted()
+    certificate.write_bytes(server + root)
+    assert trusted() == root
+    certificate.write_bytes(root)
+    assert trusted() == root
+    authorities.write_bytes(server)
+    assert trusted() == server, "what is given counts, whatever it is"
+    authorities.write_bytes(b"-----BEGIN CERTIFICATE-----")
+    with pytest.raises(ValueError, match="has no certificates"):
+        trusted()
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ BAD: list[tuple[str, Any, str]] = [
 ]
 
 
+@pytest.mark.upstream("C00023")
 @pytest.mark.parametrize(("member", "value", "path"), BAD)
 def test_what_is_wrong_is_named(member: str, value: object, path: str) -> None:
     with pytest.raises(InvalidConfigError, match=rf"{path}: .*allowed: "):
