@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from api.coordinator import Coordinator, CoordinatorSpec, CoordinatorStatus
+from api.coordinator import ClusterCoordinatorSpec, Coordinator, CoordinatorStatus
 from api.core import Pod
 from api.meta import ObjectMeta
 from api.pool import Route
@@ -62,7 +62,9 @@ def test_the_cluster_goes_before_the_agent(tmp_path: Path) -> None:
     async def work(store: SqliteStore, source: ClusterSource) -> None:
         with pytest.raises(TryAgainLaterError, match="coordinator config not found"):
             await source.settings()
-        made = await store.create(Coordinator(metadata=ObjectMeta(name="default"), spec=CoordinatorSpec(veth_mtu=1400)))
+        made = await store.create(
+            Coordinator(metadata=ObjectMeta(name="default"), spec=ClusterCoordinatorSpec(veth_mtu=1400))
+        )
         async with asyncio.timeout(5):
             while True:
                 with pytest.raises(TryAgainLaterError) as caught:
@@ -77,7 +79,7 @@ def test_the_cluster_goes_before_the_agent(tmp_path: Path) -> None:
         assert (settings.overlay_pod_cidr, settings.service_cidr) == (("10.244.0.0/16",), ("10.1.0.0/16",))
         assert parse_config({"vethMTU": 1300}, settings).veth_mtu == 1300
         current = await store.get(Coordinator, "default")
-        await store.update(Coordinator(metadata=current.metadata, spec=CoordinatorSpec(mode="disabled")))
+        await store.update(Coordinator(metadata=current.metadata, spec=ClusterCoordinatorSpec(mode="disabled")))
         assert (await becomes(source, lambda s: s.mode == "disable")).veth_mtu == 9000
 
     within(tmp_path, work)
@@ -101,20 +103,22 @@ SPEC: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"mode": "auto", "veth_mtu": 9000, "pod_rp_filter": 2, "tune_pod_routes": True}),
     ({"pod_rp_filter": 0, "tune_pod_routes": False}, {"pod_rp_filter": 0, "tune_pod_routes": False}),
     ({"hijack_cidr": ["169.254.25.10", "fd00::1"]}, {"hijack_cidr": ("169.254.25.10/32", "fd00::1/128")}),
-    ({"policy_routes": [Route("10.0.0.0/8", "10.1.0.1")]}, {"policy_routes": ("10.0.0.0/8 via 10.1.0.1",)}),
+    ({"policy_routes": [Route(dst="10.0.0.0/8", gw="10.1.0.1")]}, {"policy_routes": ("10.0.0.0/8 via 10.1.0.1",)}),
     ({"host_rule_table": 0, "veth_link_address": ""}, {"host_rule_table": 500, "veth_link_address": ""}),
 ]
 
 
 @pytest.mark.parametrize(("spec", "expected"), SPEC)
 def test_every_member(spec: dict[str, Any], expected: dict[str, Any]) -> None:
-    settings = over(Coordinator(metadata=ObjectMeta(name="x"), spec=CoordinatorSpec(**spec)), AGENT)
+    settings = over(Coordinator(metadata=ObjectMeta(name="x"), spec=ClusterCoordinatorSpec(**spec)), AGENT)
     assert {name: getattr(settings, name) for name in expected} == expected
     parse_config({}, settings)
 
 
 def test_what_is_no_network_is_named() -> None:
-    wrong = over(Coordinator(metadata=ObjectMeta(name="x"), spec=CoordinatorSpec(hijack_cidr=["nonsense"])), AGENT)
+    wrong = over(
+        Coordinator(metadata=ObjectMeta(name="x"), spec=ClusterCoordinatorSpec(hijack_cidr=["nonsense"])), AGENT
+    )
     with pytest.raises(InvalidConfigError, match=r"hijackCIDR\[0\]"):
         parse_config({}, wrong)
 
