@@ -2,8 +2,8 @@
 
 It has everything imported, and forks a process for each message with a socket that comes over standard input, which is
 a socket too: a node (the agent's IPAM as shipped), the controller's leader (its reclaim and its pools' status as
-shipped), or who adopts upstream's records and hands them back, on a real API server. What is forked reads one JSON line for each thing to do, does them all at once, and
-answers each with a line.
+shipped), or who adopts upstream's records and hands them back, on a real API server. What is forked reads one JSON
+line for each thing to do, does them all at once, and answers each with a line.
 
 `{"do": "arm", "calls": n}` makes it kill itself with SIGKILL when the n-th call to the API from then on was answered,
 or, with `"within": seconds`, so long after that call was begun: then it may have been done or not. `{"do": "calm"}`
