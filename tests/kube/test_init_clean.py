@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,27 @@ ENVIRONMENT = {
 }
 
 
-def run(cluster: Cluster, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.environ["PATH"], "KUBECONFIG": cluster.place.kubeconfig("admin"), **environ}
+CLEAN = ("controller", "clean", "--validate=spiderpool-controller", "--mutating=spiderpool-controller")
+
+
+def account(cluster: Cluster, job: str) -> str:
+    """Kubeconfig of the Job's own account, with the rights of its manifest and no others."""
+    cluster.kubectl("apply", "--server-side", "-f", f"{ROOT}/deploy/rbac-{job}.yaml")
+    return cluster.service_account(NS, f"spiderpool-{job}")
+
+
+def may(cluster: Cluster, job: str, verb: str, what: str, name: str = "", namespace: str = NS) -> bool:
+    """Whether that account may do something to `resource.group`."""
+    resource, _, group = what.partition(".")
+    attributes = {"verb": verb, "resource": resource, "group": group, "name": name, "namespace": namespace}
+    spec = {"user": f"system:serviceaccount:{NS}:spiderpool-{job}", "resourceAttributes": attributes}
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
+    answer = cluster.kubectl("create", "-f", "-", "-o", "jsonpath={.status.allowed}", stdin=json.dumps(review))
+    return answer == "true"
+
+
+def run(cluster: Cluster, kubeconfig: str, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "KUBECONFIG": kubeconfig, **environ}
     return subprocess.run(
         [sys.executable, "-m", *arguments], env=env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
@@ -68,13 +88,14 @@ def test_made_and_removed(new_kube: NewCluster, tmp_path: Path) -> None:
     cluster = new_kube()
     ready = tmp_path / "ready"
     environ = ENVIRONMENT | {"SPIDERPOOL_INIT_READINESS_FILE": str(ready)}
-    wrong = run(cluster, "controller.init", **environ | {"SPIDERPOOL_INIT_ENABLE_MULTUS_CONFIG": "maybe"})
+    rights = account(cluster, "init")
+    wrong = run(cluster, rights, "controller.init", **environ | {"SPIDERPOOL_INIT_ENABLE_MULTUS_CONFIG": "maybe"})
     assert wrong.returncode == 2
     assert "SPIDERPOOL_INIT_ENABLE_MULTUS_CONFIG" in wrong.stderr
     later = threading.Timer(2.0, controller_endpoints, [cluster])
     later.start()  # it waits for the controller
     try:
-        first = run(cluster, "controller.init", **environ)
+        first = run(cluster, rights, "controller.init", **environ)
     finally:
         later.join()
     assert first.returncode == 0, first.stderr
@@ -89,7 +110,7 @@ def test_made_and_removed(new_kube: NewCluster, tmp_path: Path) -> None:
     assert "custom" in cluster.kubectl("-n", NS, "get", "spidermultusconfig", "net", "-o", "jsonpath={.spec.cniType}")
     changed = '{"spec": {"disable": true}}'
     cluster.kubectl("patch", "spiderippool", "default-v4-ippool", "--type=merge", "-p", changed)
-    again = run(cluster, "controller.init", **environ)
+    again = run(cluster, rights, "controller.init", **environ)
     assert again.returncode == 0, again.stderr
     disabled = cluster.kubectl("get", "spiderippool", "default-v4-ippool", "-o", "jsonpath={.spec.disable}")
     assert disabled == "true"  # what is there stays as it is
@@ -133,8 +154,8 @@ def removed(cluster: Cluster) -> None:
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "lab.invalid/none:1"}]}}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "spiderpool-init", "namespace": NS}}
     apply(cluster, foreign, job | {"spec": {"template": template}})
-    for kind, name in (("MutatingWebhookConfiguration", "m"), ("ValidatingWebhookConfiguration", "v")):
-        meta = {"name": name}
+    for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
+        meta = {"name": "spiderpool-controller"}
         apply(
             cluster,
             {
@@ -144,12 +165,11 @@ def removed(cluster: Cluster) -> None:
                 "webhooks": [webhook],
             },
         )
+    rights = account(cluster, "clean")
     result = run(
         cluster,
-        "controller",
-        "clean",
-        "--validate=v",
-        "--mutating=m",
+        rights,
+        *CLEAN,
         SPIDERPOOL_POD_NAMESPACE=NS,
         SPIDERPOOL_INIT_NAME="spiderpool-init",
     )
@@ -161,8 +181,54 @@ def removed(cluster: Cluster) -> None:
     assert "things.example.org" in there
     for kind in ("mutating", "validating"):
         assert cluster.kubectl("get", f"{kind}webhookconfigurations", "-o", "name") == ""
-    again = run(cluster, "controller", "clean", "--validate=v", "--mutating=m")
+    again = run(cluster, rights, *CLEAN)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.fixture(scope="module")
+def entitled(kube: Cluster) -> Iterator[Cluster]:
+    """With the accounts of all manifests."""
+    manifests = [word for path in sorted(ROOT.glob("deploy/rbac-*.yaml")) for word in ("-f", str(path))]
+    kube.kubectl("apply", "--server-side", *manifests)
+    yield kube
+    kube.kubectl("delete", *manifests)
+
+
+OURS, CRDS, HOOKS = (
+    "spiderippools.spiderpool.spidernet.io",
+    "customresourcedefinitions.apiextensions.k8s.io",
+    "validatingwebhookconfigurations.admissionregistration.k8s.io",
+)
+
+
+@pytest.mark.parametrize(
+    ("job", "verb", "what", "name", "namespace", "allowed"),
+    [
+        ("init", "create", OURS, "", "", True),
+        ("init", "update", OURS, "p", "", False),
+        ("init", "delete", OURS, "p", "", False),
+        ("init", "create", "spidermultusconfigs.spiderpool.spidernet.io", "", "elsewhere", False),
+        ("init", "list", "endpointslices.discovery.k8s.io", "", "elsewhere", False),
+        ("init", "get", "secrets", "s", NS, False),
+        ("clean", "delete", OURS, "p", "", True),
+        ("clean", "create", OURS, "", "", False),
+        ("clean", "delete", CRDS, "spiderippools.spiderpool.spidernet.io", "", True),
+        ("clean", "delete", CRDS, "things.example.org", "", False),
+        ("clean", "delete", HOOKS, "spiderpool-controller", "", True),
+        ("clean", "delete", HOOKS, "somebody-elses", "", False),
+        ("clean", "update", "leases.coordination.k8s.io", "kube-scheduler", NS, False),
+        ("clean", "delete", "pods", "p", "elsewhere", False),
+        ("clean", "delete", "jobs.batch", "another", NS, False),
+        ("clean", "get", "secrets", "s", NS, False),
+        ("controller", "delete", CRDS, "spiderippools.spiderpool.spidernet.io", "", False),
+        ("controller", "get", "secrets", "another", NS, False),
+        ("agent", "update", OURS, "p", "", False),
+    ],
+)
+def test_each_account_may_do_its_work_and_no_more(
+    entitled: Cluster, job: str, verb: str, what: str, name: str, namespace: str, allowed: bool
+) -> None:
+    assert may(entitled, job, verb, what, name, namespace) is allowed
 
 
 def _definitions(cluster: Cluster) -> str:
