@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
@@ -129,6 +130,23 @@ def test_a_gateway_that_is_not_there_refuses_pods_of_that_pool(tmp_path: Path, l
                     await ipam.add(call("a", **families, netns_fd=pod.fd))
             assert not await claims(store)
             assert len(addresses(await ipam.add(call("a", v4=("there4",), v6=("there6",), netns_fd=pod.fd)))) == 2
+
+    asyncio.run(main())
+
+
+def test_what_is_asked_about_again_are_the_claims_of_such_pools(tmp_path: Path, lan: Segment) -> None:
+    pod = lan.add_host(up=False)
+
+    async def main() -> None:
+        async with node(tmp_path, probe=PROBE) as (ipam, store):
+            await pool(store, "v4", "10.6.0.10", gateway="10.6.0.1", detect_ip_conflict=True)
+            await pool(store, "v6", "fd06::10")
+            await ipam.add(call("a", v4=("v4",), v6=("v6",), netns_fd=pod.fd))
+            ((claim, gateway),) = ipam.asked_about()
+            assert (claim.spec.address, gateway) == ("10.6.0.10", "10.6.0.1")
+            assert claim.spec.netns_inode == os.fstat(pod.fd).st_ino
+            await ipam.delete(call("a", "DEL"))
+            assert not ipam.asked_about()
 
     asyncio.run(main())
 
