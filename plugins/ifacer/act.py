@@ -2,7 +2,7 @@
 
 Everything here blocks and runs in one thread, one call after the other: what a call finds is never another call's half
 work, and of eight pods that start at once one makes the master and seven find it. Others on the node are not held back
-by that; where they were quicker, it is looked and decided again.
+by that; where they were quicker, it is looked and decided again, and nothing is taken back: they may use it by now.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from plugins.errors import WiringError
+from plugins.errors import CniError, WiringError
 from plugins.ifacer.config import Wish
 from plugins.ifacer.options import encode, restore
 from plugins.ifacer.plan import ALIAS, LINK_GROUP, Node, Plan, decide, is_ours, reasons_to_leave
 from plugins.net import rtlink, rtmaster
-from plugins.net.netlink import NETLINK_ROUTE, BatchError, Message, Netlink, attribute
+from plugins.net.netlink import NETLINK_ROUTE, BatchError, Failure, Message, Netlink, attribute
 from plugins.net.rtmaster import MasterLink
 
 log = logging.getLogger(__name__)
 
-_TRIES = 3
+_TRIES = 10
 _READ_TRIES = 5
 
 
@@ -52,24 +52,25 @@ def ensure(netlink: Netlink, wish: Wish, terms: Terms) -> Plan:
 
     Raises CniError, BatchError, OSError, and AbandonedError as soon as the caller has gone; nothing new is left then.
     """
-    for attempt in range(1, _TRIES + 1):
-        _stop_if(terms.abandoned)
-        plan = look(netlink, wish, terms)
-        if not plan.missing():
-            return plan
-        undo = _Undo(terms.timeout)
-        try:
-            _carry_out(netlink, wish, plan, undo, terms)
-        except BatchError as error:
-            undo.run()
-            if attempt == _TRIES or error.failures[0].code not in (errno.EEXIST, errno.ENODEV):
-                raise _explained(error) from None
-        except BaseException:
-            undo.run()
-            raise
-        else:
-            return plan
-    raise AssertionError("unreachable")
+    undo = _Undo(terms.timeout)
+    try:
+        for _ in range(_TRIES):
+            _stop_if(terms.abandoned)
+            plan = look(netlink, wish, terms)
+            if not plan.missing():
+                return plan
+            try:
+                _carry_out(netlink, wish, plan, undo, terms)
+            except BatchError as error:
+                if error.failures[0].code not in (errno.EEXIST, errno.ENODEV):
+                    raise
+                overtaken = error
+            else:
+                return plan
+        raise _explained(overtaken)
+    except BaseException:
+        undo.run()
+        raise
 
 
 def read(netlink: Netlink, wish: Wish) -> Node:
@@ -95,7 +96,12 @@ def read(netlink: Netlink, wish: Wish) -> Node:
             links[names[position]] = found
         elif found.link.kind == "vlan":
             vlans.append(found)
-    return Node(links, tuple(vlans))
+    known = {one.link.ifindex: one.link.name for one in (*links.values(), *vlans)}
+    strange = {one.master for one in links.values()} - known.keys() - {0}
+    for _, _, body in netlink.exchange([rtlink.link_get_index(index) for index in strange]).replies:
+        found = rtmaster.parse_master(body)
+        known[found.link.ifindex] = found.link.name
+    return Node(links, tuple(vlans), known)
 
 
 def in_use_below(netlink: Netlink, link: rtlink.Link) -> bool:
@@ -242,20 +248,26 @@ def _enslave(netlink: Netlink, bond: rtlink.Link, nics: Sequence[MasterLink], un
 
 
 def _refuse_used(netlink: Netlink, nic: rtlink.Link) -> None:
-    links = [rtmaster.parse_master(body) for body in netlink.dump(rtlink.link_dump())]
     addresses = rtlink.parse_addresses(netlink.dump(rtlink.address_dump()))
-    reasons = reasons_to_leave(nic, links, addresses)
+    reasons = reasons_to_leave(nic, _links(netlink), addresses)
     if not reasons and in_use_below(netlink, nic):
+        master = next((one.master for one in _links(netlink) if one.link.ifindex == nic.ifindex), 0)
+        if master:
+            raise BatchError([Failure(0, f"take {nic.name}", errno.EEXIST, "it was put into another link meanwhile")])
         reasons = ["macvlan or ipvlan links are made of it, or it belongs to a bridge"]
     if reasons:
         raise WiringError("an interface is in use and is not put into a bond", f"{nic.name}: " + "; ".join(reasons))
+
+
+def _links(netlink: Netlink) -> list[MasterLink]:
+    return [rtmaster.parse_master(body) for body in netlink.dump(rtlink.link_dump())]
 
 
 def _index_of(netlink: Netlink, name: str) -> int:
     return rtlink.parse_link(netlink.request((rtlink.link_get(name),))[0].body).ifindex
 
 
-def _explained(error: BatchError) -> Exception:
+def _explained(error: BatchError) -> CniError | BatchError:
     """The kernel's refusal; EEXIST that persists although no link is to be seen has one cause only."""
     first = error.failures[0]
     if first.code == errno.EEXIST and first.what.startswith("create VLAN"):

@@ -32,10 +32,12 @@ class Node:
     vlans: tuple[MasterLink, ...]
     """All VLAN links of the node."""
 
+    names: Mapping[int, str]
+    """By index: of these, and of the links that they are ports of."""
+
     def name_of(self, index: int) -> str:
         """A link's name for people."""
-        known = (*self.links.values(), *self.vlans)
-        return next((known.link.name for known in known if known.link.ifindex == index), f"link {index}")
+        return self.names.get(index, f"link {index}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,8 @@ def bond(name: str, index: int, mode: int = 1, options: dict[str, Any] | None = 
 
 
 def node(*there: MasterLink) -> Node:
-    return Node({one.link.name: one for one in there}, tuple(one for one in there if one.link.kind == "vlan"))
+    vlans = tuple(one for one in there if one.link.kind == "vlan")
+    return Node({one.link.name: one for one in there}, vlans, {one.link.ifindex: one.link.name for one in there})
 
 
 def wish(**netconf: Any) -> Wish:
