@@ -387,6 +387,36 @@ def test_a_creation_that_lands_after_the_deadline_leaves_nothing(tmp_path: Path)
     asyncio.run(main())
 
 
+def test_a_creation_that_lands_after_it_was_undone_is_undone_again(tmp_path: Path) -> None:
+    """The request was held up on its way, and everything else went past it."""
+
+    async def main() -> None:
+        settings = IpamSettings(add_deadline=0.2, rollback_deadline=0.2, partial_grace=0.4)
+        late: list[Any] = []
+
+        async def hang(resource: Any) -> None:
+            late.append(resource)
+            await asyncio.Event().wait()
+
+        async with node(tmp_path, settings=settings) as (ipam, store):
+            await pool(store, "v4", "10.6.0.10")
+            await pool(store, "other", "10.7.0.10", subnet="10.7.0.0/24")
+            store.before["create"] = hang
+            with pytest.raises(TryAgainLaterError, match="too long"):
+                await ipam.add(call("a", container="first"))
+            store.before.clear()
+            result = await ipam.add(call("a", container="second", v4=("other",)))
+            await store.inner.create(late[0])
+            assert len(await claims(store)) == 2
+
+            async def one_is_left() -> bool:
+                return set(await claims(store)) == set(addresses(result))
+
+            await until(one_is_left)
+
+    asyncio.run(main())
+
+
 def test_del_finds_a_take_over_that_lands_after_the_adds_deadline(tmp_path: Path) -> None:
     async def main() -> None:
         settings = IpamSettings(add_deadline=0.5, rollback_deadline=0.2)

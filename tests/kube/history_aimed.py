@@ -75,21 +75,21 @@ async def reclaim_overtaken_by_take_over(play: Play) -> None:
 
 async def overtaken_take_over(play: Play) -> None:
     """A take-over is under way when its pod is replaced by another, which takes the same claims over."""
-    await _replaced_during(play, "PUT", CLAIMS, BOTH)
+    await _replaced_during(play, "PUT", CLAIMS)
 
 
 async def late_take_over(play: Play) -> None:
     """An ADD comes to its predecessor's claims when its pod was replaced by another, which has taken them over."""
-    await _replaced_during(play, "GET", "spiderendpoints", 1)
+    await _replaced_during(play, "GET", "spiderendpoints")
 
 
-async def _replaced_during(play: Play, method: str, resource: str, times: int) -> None:
+async def _replaced_during(play: Play, method: str, resource: str) -> None:
     *_, db, _ = play.slots
     await must_be_given(db)
     await _told(play, db)
     await db.remove(await db.there(), Remove(force=True, cni="never", node=1))
     pod = await db.there()
-    hold = _nodes(play).hold(method, resource, times)
+    hold = _nodes(play).hold(method, resource, 1)
     adding = _begin(db.add(pod))
     await hold.full()
     await db.remove(pod, Remove(force=True, cni="never", node=2))
@@ -105,7 +105,7 @@ async def take_over_of_what_others_got(play: Play) -> None:
     first = await db.there()
     await db.remove(first, Remove(force=True, cni="never", node=1))
     pod = await db.there()
-    hold = _nodes(play).hold("PUT", CLAIMS, BOTH)
+    hold = _nodes(play).hold("PUT", CLAIMS, 1)  # one family after the other
     adding = _begin(db.add(pod))
     await hold.full()
     await play.stage.scale(0)
