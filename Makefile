@@ -9,7 +9,7 @@ BIN := build/venv/bin
 export PYTHONPATH := $(CURDIR)
 export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/build/zig-cache
 
-.PHONY: help demo test test-all test-unit test-integration test-e2e kube test-kube coverage bench bench-kube lint generate format lock clean run-env dev-env kube-env shim shim-all
+.PHONY: help demo test test-all test-unit test-integration test-e2e kube test-kube soak coverage bench bench-kube lint generate format lock clean run-env dev-env kube-env shim shim-all
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -55,6 +55,9 @@ kube: kube-env ## build Kubernetes, etcd and upstream from the Go modules that l
 
 test-kube: kube ## against a real API server and kubelets; not part of `make test` yet (root, Go 1.25 or later)
 	@$(PY) tests/run.py $(BIN)/pytest tests/kube
+
+soak: kube ## histories of addresses for ten minutes, and mistakes in the code that they must find (root, 25 minutes)
+	@$(PY) tests/run.py $(BIN)/pytest tests/kube -m soak -s
 
 coverage: dev-env ## which of upstream's end-to-end cases the last results prove: tests/COVERAGE.md
 	@$(PY) -m tests.coverage
