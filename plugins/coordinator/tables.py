@@ -224,7 +224,7 @@ def plan_further(
         goal = tables.get(member.ifindex)
         if goal is not None:
             rules += (sender_rule(address, goal) for address in member.addresses)
-            copies += _copies(view, member.ifindex, goal)
+            copies += _copies(view, member, goal)
     placed = [route._replace(ifindex=view.lead) for route in dict.fromkeys(ways)]
     policies = policy_routes(config, nic, tables.get(nic.ifindex, TABLE_MAIN))
     there = {(r.destination, r.table, hop.ifindex, hop.gateway) for r in view.routes for hop in r.hops}
@@ -265,15 +265,19 @@ def _has_others(view: PodView) -> bool:
     return any(table_of(nic, view.rules) for nic in view.nics if nic.ifindex not in aside)
 
 
-def _copies(view: PodView, ifindex: int, table: int) -> list[WholeRoute]:
+def _copies(view: PodView, nic: PodNic, table: int) -> list[WholeRoute]:
     """The NIC's routes as its own table has them, those without gateway first: the others' gateways rest on them."""
     found: dict[WholeRoute, None] = {}
+    # What the pod reaches by its node, it reaches from its first NIC's address, whichever configuration said so.
+    lead = view.lead if nic == view.first else 0
+    versions = {address.version for address in nic.addresses}
     for route in view.routes:
-        if route.table not in (TABLE_MAIN, table) or route.type != ROUTE_UNICAST or view.leads(route):
+        if route.table not in (TABLE_MAIN, table) or route.type != ROUTE_UNICAST or (view.leads(route) and not lead):
             continue
-        if route.destination.address.is_link_local or route.destination.address.is_multicast:
+        address = route.destination.address
+        if address.version not in versions or address.is_link_local or address.is_multicast:
             continue
-        mine = route.over(ifindex)
+        mine = route.over(nic.ifindex) or route.over(lead)
         if mine is not None:
             found[mine._replace(table=table, protocol=PROTOCOL)] = None
     return sorted(found, key=lambda route: any(hop.gateway is not None for hop in route.hops))

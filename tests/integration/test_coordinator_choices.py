@@ -148,6 +148,20 @@ def test_names_tables_and_policy_routes(here: Node, mode: str) -> None:
     assert "lookup 507" not in here.ip("rule") + here.ip("-6", "rule")
 
 
+@MODES
+def test_what_the_first_nic_reaches_by_its_node_it_still_does(here: Node, mode: str) -> None:
+    """Though the next NIC's configuration does not say so."""
+    pod = here.overlay_pod() if mode == "overlay" else here.pod()
+    first = "net1" if mode == "overlay" else "eth0"
+    if mode == "overlay":
+        here.nic(pod, 1)
+    here.add(pod, first, hijackCIDR=["192.168.77.0/24"])
+    here.add(pod, here.nic(pod, 2))
+    here.check(pod, "net2")
+    for source in ([], ["from", of(pod, "eth0", 4)]):
+        assert f"dev {pod.lead}" in pod.ip("route", "get", "192.168.77.7", *source)
+
+
 @pytest.mark.upstream("C00021")
 @MODES
 def test_three_nics_with_strict_filters(here: Node, mode: str) -> None:
