@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from daemon.logs import configure
-from daemon.upstream import COMMAND, CONF_KEYS, CONF_PATH, NOTHING, Upstream, flatten, names_of, trusted
+from daemon.upstream import COMMAND, CONF_KEYS, CONF_PATH, NOTHING, Upstream, flatten, names_of, product, trusted
 
 S = TypeVar("S")
 Value = str | int | float | bool | tuple[str, ...]
@@ -123,6 +123,12 @@ def _from_environment(key: Key, environ: Mapping[str, str]) -> Iterator[tuple[st
             return
         if variable in environ and key.upstream.required:
             raise SettingsError(f"{variable}: must not be empty")
+    try:
+        text = product(key.upstream.factors, environ) or ""
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    if text:
+        yield " times ".join(name for name, _ in key.upstream.factors), key, text
 
 
 def to_yaml(settings: Any) -> str:
@@ -187,6 +193,8 @@ def _called_upstream(names: Upstream) -> str:
     """Upstream's names, for the reference page."""
     keys = [f"`{name}` in conf.yml" for name in names.keys]
     both = keys + [f"`{name}`" for name in names.variables]
+    if names.factors:
+        both.append(" times ".join(f"`{name}`" for name, _ in names.factors))
     return f" Upstream: {', '.join(both)}." if both else ""
 
 
@@ -326,7 +334,8 @@ class Sources(Generic[S]):
             "file, its `conf.yml` after the file. That is the file of `--config-path`, and after the word `daemon`,",
             f"with which upstream's command line begins, `{CONF_PATH}` if it is there.",
             "An unknown key of it is a warning. Where a key is absent the default below counts, also where",
-            "upstream's program has another one than its chart.",
+            "upstream's program has another one than its chart. What is accepted without effect:",
+            "[upgrade](upgrade.md).",
         ]
         every = list(self.keys())
         for room, kind in self.rooms().items():

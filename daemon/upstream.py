@@ -50,6 +50,34 @@ CONF_KEYS: Final = frozenset(
 )
 """All keys of the file, which agent and controller share: what one of them has no setting for is the other's."""
 
+_QUEUES: Final = "events lead to keys, which wait once each and are tried again without end"
+WITHOUT_EFFECT: Final[Mapping[str, str]] = {
+    "SPIDERPOOL_AUTO_IPPOOL_HANDLER_MAX_WORKQUEUE_LENGTH": _QUEUES,
+    "SPIDERPOOL_ENABLED_DEBUG_METRIC": "all metrics are served where metrics are",
+    "SPIDERPOOL_ENABLED_RDMA_METRIC": "there are no metrics of RDMA devices yet",
+    "SPIDERPOOL_GC_CHANNEL_BUFFER": _QUEUES,
+    "SPIDERPOOL_GC_HTTP_REQUEST_TIME_GAP": "`spiderpoolctl gc` asks by an annotation, not by HTTP",
+    "SPIDERPOOL_GC_MAX_PODENTRY_DB_CAP": "no trace of pods is kept beside the cache of all pods",
+    "SPIDERPOOL_GC_PODENTRY_MAX_RETRIES": _QUEUES,
+    "SPIDERPOOL_GC_SIGNAL_TIMEOUT_DURATION": "a scan that is asked for is never dropped",
+    "SPIDERPOOL_GC_TRACE_POD_GAP_DURATION": "each pod is looked at when its time is over",
+    "SPIDERPOOL_GOPS_LISTEN_PORT": "there is no gops of a program that is not Go's",
+    "SPIDERPOOL_IPPOOL_INFORMER_RESYNC_PERIOD": "changes are watched, and lists made again when a watch is lost",
+    "SPIDERPOOL_IPPOOL_INFORMER_WORKERS": "pools' status goes by `status.rate`",
+    "SPIDERPOOL_IPPOOL_MAX_ALLOCATED_IPS": "pools have no limit; above 5000 `status.allocatedIPs` is left out",
+    "SPIDERPOOL_LEADER_RETRY_GAP": "nobody polls who leads",
+    "SPIDERPOOL_METRIC_RENEW_PERIOD": "gauges follow every change",
+    "SPIDERPOOL_PYROSCOPE_PUSH_SERVER_ADDRESS": "there is no such profiler",
+    "SPIDERPOOL_SUBNET_INFORMER_MAX_WORKQUEUE_LENGTH": _QUEUES,
+    "SPIDERPOOL_SUBNET_INFORMER_RESYNC_PERIOD": "as for pools",
+    "SPIDERPOOL_SUBNET_INFORMER_WORKERS": "`subnets.workers` serves subnets and applications",
+    "SPIDERPOOL_UPDATE_CR_MAX_RETRIES": "it has none in upstream either",
+    "SPIDERPOOL_WORKLOADENDPOINT_MAX_HISTORY_RECORDS": "it has none in upstream either",
+    "SPIDERPOOL_WORKQUEUE_MAX_RETRIES": _QUEUES,
+    "SPIDERPOOL_WORKQUEUE_RETRY_DELAY_DURATION": "pauses grow, from a fraction of a second",
+}
+"""Upstream's variables that are accepted and do nothing, and why."""
+
 _METADATA: Final = "upstream"
 _GO_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -67,6 +95,8 @@ class Upstream:
     """A variable that is there must not be empty; otherwise an empty one is the same as none."""
     translate: Callable[[str], str] | None = None
     """Turns upstream's spelling of a value into ours. Raises ValueError."""
+    factors: tuple[tuple[str, int], ...] = ()
+    """Variables whose product is the setting, each with upstream's default, as of tries and the time between two."""
 
 
 NOTHING: Final = Upstream()
@@ -78,11 +108,12 @@ def upstream(
     variable: str | tuple[str, ...] = (),
     required: bool = False,
     translate: Callable[[str], str] | None = None,
+    factors: tuple[tuple[str, int], ...] = (),
 ) -> Mapping[str, Any]:
     """Metadata for a dataclass field; the members are `Upstream`'s."""
     keys = (key,) if isinstance(key, str) else key
     variables = (variable,) if isinstance(variable, str) else variable
-    return {_METADATA: Upstream(keys, variables, required, translate)}
+    return {_METADATA: Upstream(keys, variables, required, translate, factors)}
 
 
 def names_of(metadata: Mapping[str, Any]) -> Upstream:
@@ -90,6 +121,20 @@ def names_of(metadata: Mapping[str, Any]) -> Upstream:
     found = metadata.get(_METADATA, NOTHING)
     assert isinstance(found, Upstream)  # noqa: S101 (only `upstream` makes it)
     return found
+
+
+def product(factors: tuple[tuple[str, int], ...], environ: Mapping[str, str]) -> str | None:
+    """The product of the variables, if one of them is there. Raises ValueError naming the one that is no number."""
+    given = {name: environ.get(name, "").strip() for name, _ in factors}
+    if not any(given.values()):
+        return None
+    result = 1
+    for name, default in factors:
+        text = given[name] or str(default)
+        if not (text.isascii() and text.isdigit()):
+            raise ValueError(f"{name}: {text!r} is not a number of at least 0")
+        result *= int(text)
+    return str(result)
 
 
 def seconds(text: str) -> str:

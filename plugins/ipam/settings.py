@@ -39,7 +39,15 @@ class IpamSettings:
     namespace: str = field(default="kube-system", metadata=upstream(variable="SPIDERPOOL_POD_NAMESPACE"))
     """Namespace of the installation: where NetworkAttachmentDefinitions live that `multusName` or the annotation
     `v1.multus-cni.io/default-network` name without a namespace."""
-    auto_pool_wait: float = 50.0
+    auto_pool_wait: float = field(
+        default=50.0,
+        metadata=upstream(
+            factors=(
+                ("SPIDERPOOL_WAIT_SUBNET_POOL_TIME_IN_SECOND", 2),
+                ("SPIDERPOOL_WAIT_SUBNET_POOL_MAX_RETRIES", 25),
+            )
+        ),
+    )
     """How long an ADD waits for the controller to make or enlarge the application's pool: upstream's 25 looks with 2 s
     between them. At most nine tenths of `add_deadline`."""
     add_deadline: float = 55.0

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.settings import SOURCES as AGENT
+from controller.settings import SOURCES as CONTROLLER
 from daemon import sources
 from daemon.sources import SettingsError, Sources
-from daemon.upstream import CONF_KEYS, flatten, seconds, trusted, upstream
+from daemon.upstream import CONF_KEYS, WITHOUT_EFFECT, flatten, seconds, trusted, upstream
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Room:
     """Seconds."""
     on: bool = field(default=True, metadata=upstream(key="enableIPv4", variable="SPIDERPOOL_ON"))
     """A switch."""
+    wait: float = field(default=1.0, metadata=upstream(factors=(("SPIDERPOOL_PAUSE", 2), ("SPIDERPOOL_TRIES", 25))))
+    """Seconds."""
     names: tuple[str, ...] = field(default=(), metadata=upstream(key="podResourceInject.namespacesExclude"))
     """Names."""
 
@@ -131,6 +135,28 @@ def test_mistakes_in_the_environment(environ: dict[str, str], message: str) -> N
     with pytest.raises(SettingsError) as caught:
         loaded(**environ)
     assert str(caught.value) == message
+
+
+def test_tries_times_the_pause_between_them_is_a_wait() -> None:
+    assert loaded().wait == 1.0
+    assert loaded(SPIDERPOOL_PAUSE="4").wait == 100.0
+    assert loaded(SPIDERPOOL_TRIES=" 3 ").wait == 6.0
+    assert loaded(SPIDERPOOL_TRIES="3", SPIDERPOOL_PAUSE="0").wait == 0.0
+    assert loaded(SPIDERPOOL_TRIES="3", SPIDERPOOL_ROOM_WAIT="7").wait == 7.0
+    with pytest.raises(SettingsError, match=r"^SPIDERPOOL_TRIES: '-1' is not a number of at least 0"):
+        loaded(SPIDERPOOL_TRIES="-1")
+    assert "Upstream: `SPIDERPOOL_PAUSE` times `SPIDERPOOL_TRIES`." in SOURCES.markdown()
+    agent = AGENT.load([], {"SPIDERPOOL_WAIT_SUBNET_POOL_MAX_RETRIES": "10"})[0]
+    assert agent.ipam.auto_pool_wait == 20.0
+
+
+def test_what_has_no_effect_is_told_and_nothing_else_is() -> None:
+    keys = [*AGENT.keys(), *CONTROLLER.keys()]
+    known = {name for key in keys for name in (key.variable, *key.upstream.variables)}
+    assert not known & WITHOUT_EFFECT.keys()
+    page = (Path(__file__).parents[2] / "docs" / "upgrade.md").read_text()
+    for name, why in WITHOUT_EFFECT.items():
+        assert f"| `{name}` | {why} |\n" in page
 
 
 def test_an_empty_variable_is_none() -> None:
