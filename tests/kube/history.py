@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, permutations
 from math import inf
 from typing import Literal
 
@@ -118,6 +118,7 @@ class History:
             *_not_whole(self.calls),
             *_changed_by_repetition(self.pods, self.calls),
             *_not_inherited(self),
+            *_given_to_others(self),
         ]
 
     def told(self) -> str:
@@ -229,20 +230,43 @@ def _changed_by_repetition(pods: Mapping[str, Pod], calls: Iterable[Call]) -> li
 def _not_inherited(history: History) -> list[str]:
     """A StatefulSet's pod has the addresses of the pod before, unless the StatefulSet gave it up in between."""
     had: defaultdict[str, list[Call]] = defaultdict(list)
-    for call in history.calls:
-        pod = history.pods[call.pod]
-        if pod.static and call.given and call.answered is not None and call.answered < pod.deleted:
-            had[pod.name].append(call)
+    for call in _served(history):
+        if history.pods[call.pod].static:
+            had[history.pods[call.pod].name].append(call)
+    return [
+        f"{name} had {', '.join(before.given)}, its successor {', '.join(after.given)}"
+        for name, calls in had.items()
+        for before, after in pairwise(sorted(calls, key=lambda call: call.answered or inf))
+        if before.given.keys() != after.given.keys() and not _given_up(history, before, after)
+    ]
+
+
+def _given_to_others(history: History) -> list[str]:
+    """What a StatefulSet's pod had waits for the next pod of that name, unless the StatefulSet gave it up."""
+    served = _served(history)
     found = []
-    for name, calls in had.items():
-        for before, after in pairwise(sorted(calls, key=lambda call: call.answered or inf)):
-            given_up = any(
-                who == name and history.pods[before.pod].created <= when <= (after.answered or inf)
-                for who, when in history.scaled
-            )
-            if before.given.keys() != after.given.keys() and not given_up:
-                found.append(f"{name} had {', '.join(before.given)}, its successor {', '.join(after.given)}")
+    for before, after in permutations(served, 2):
+        one, other = history.pods[before.pod], history.pods[after.pod]
+        both = before.given.keys() & after.given.keys()
+        late = (before.answered or inf) < after.invoked
+        if one.static and one.name != other.name and both and late and not _given_up(history, before, after):
+            found.append(f"{', '.join(both)} waited for the next {one.name}, and was given to {_name(other)}")
     return found
+
+
+def _served(history: History) -> list[Call]:
+    """ADDs that gave something to a pod that was there when they were answered."""
+    return [
+        call
+        for call in history.calls
+        if call.given and call.answered is not None and call.answered < history.pods[call.pod].deleted
+    ]
+
+
+def _given_up(history: History, before: Call, after: Call) -> bool:
+    """Whether the StatefulSet gave up the pod of the first ADD before the second one was answered."""
+    pod = history.pods[before.pod]
+    return any(name == pod.name and pod.created <= when <= (after.answered or inf) for name, when in history.scaled)
 
 
 def _name(pod: Pod) -> str:

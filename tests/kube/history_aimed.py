@@ -196,7 +196,7 @@ async def other_name(play: Play) -> None:
     await must_be_given(db)
     await db.remove(await db.there(), Remove(force=True, cni="never", node=1))
     await must_be_given(other)
-    await must_be_given(db)
+    await db.add(await db.there())
 
 
 async def kept_while_others_want_it(play: Play) -> None:

@@ -112,6 +112,11 @@ def _not_inherited(history: History) -> None:
     history.calls[2].given = {"10.0.0.2": "c", "fd00::1": "d"}
 
 
+def _given_to_another_name(history: History) -> None:
+    history.pods["old"].static = True
+    history.pods["new"].name = "web-1"
+
+
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
@@ -122,6 +127,7 @@ def _not_inherited(history: History) -> None:
         (_half, "gave 10.0.0.1"),
         (_again_another, "and then 10.0.0.2"),
         (_not_inherited, "its successor 10.0.0.2"),
+        (_given_to_another_name, "waited for the next web"),
     ],
 )
 def test_the_model_complains(spoil: Callable[[History], None], complaint: str) -> None:
