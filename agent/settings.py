@@ -27,6 +27,9 @@ from plugins.ipam.settings import IpamSettings
 from store.open import StoreSettings
 from store.provider import ProviderSettings
 
+EXECUTABLE_DEADLINE = 115.0
+"""Seconds that the CNI executables wait for us (OVERALL_MS in plugins/shim)."""
+
 
 @dataclass(frozen=True)
 class NodeSettings:
@@ -55,8 +58,9 @@ class ServerSettings:
     read_deadline: float = 5.0
     """How long a caller may take to send its request, which a local process does in a millisecond."""
     add_deadline: float = 60.0
-    """How long one ADD may take, waiting included; then it is rolled back. Below the 115 s of the executable and the
-    two minutes of common runtimes, so that the caller reads our error and not its own."""
+    """How long one ADD may take, waiting included; then it is rolled back, for which IPAM has `ipam.rollback_deadline`
+    more. Together at most the 115 s of the executable, below the two minutes of common runtimes: the caller reads our
+    error and not its own, and what it does next finds the ADD undone."""
     deadline: float = 30.0
     """The same for DEL, CHECK, STATUS and GC."""
     stop_patience: float = 15.0
@@ -112,6 +116,20 @@ class Settings:
     recheck: RecheckSettings = field(default_factory=RecheckSettings)
     collector: CollectorSettings = field(default_factory=CollectorSettings)
     dataplane: DataplaneSettings = field(default_factory=DataplaneSettings)
+
+    def __post_init__(self) -> None:
+        server, ipam = self.server, self.ipam
+        if ipam.add_deadline >= server.add_deadline:
+            raise ValueError(
+                f"ipam.add_deadline is {ipam.add_deadline:g}; it must be less than server.add_deadline, "
+                f"{server.add_deadline:g}, or nobody is told what an ADD waited for"
+            )
+        longest = server.add_deadline + ipam.rollback_deadline
+        if longest > EXECUTABLE_DEADLINE:
+            raise ValueError(
+                f"server.add_deadline and ipam.rollback_deadline are {longest:g} together; they must be at most "
+                f"{EXECUTABLE_DEADLINE:g}, when the executable gives up, or the runtime goes on before an ADD is undone"
+            )
 
 
 SOURCES = Sources(Settings, "spiderpool-agent", "Spiderpool's node daemon.", "agent.settings", "settings.md")

@@ -282,7 +282,10 @@ class Sources(Generic[S]):
                 built[room] = kind(**own)
             except ValueError as error:
                 raise SettingsError(f"{room}: {error}") from None
-        return self.settings(**built)
+        try:
+            return self.settings(**built)
+        except ValueError as error:  # two rooms do not go together
+            raise SettingsError(str(error)) from None
 
     def build_parser(self, documented: bool) -> argparse.ArgumentParser:
         """The command line. The docstrings cost a parse of the sources, so they are there only for `--help`."""

@@ -76,7 +76,7 @@ def command_line(
     # No address randomisation, no mitigations: they cost time, and nobody is kept out of this guest.
     argv += [
         "-append",
-        "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr cryptomgr.notests tsc=reliable audit=0 net.ifnames=0",
+        "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr cryptomgr.notests tsc=reliable net.ifnames=0",
     ]
     argv += ["-serial", f"file:{console}", "-device", "virtio-serial-pci"]
     for name, descriptor in (("output", output), ("control", control)):

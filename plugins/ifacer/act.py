@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from plugins.errors import CniError, WiringError
 from plugins.ifacer.config import Wish
@@ -134,16 +135,22 @@ class _Undo:
     """What brings links that were there back to what they were; the last first."""
 
     def run(self) -> None:
-        try:
-            with Netlink(NETLINK_ROUTE, self.timeout) as netlink:
-                for messages in reversed(self.before):
-                    for failure in netlink.exchange(messages).failures:
-                        if failure.code != errno.ENODEV:
-                            log.error("cannot take back all of a failed ADD", extra={"error": str(failure)})
-                for name in reversed(self.made):
-                    _remove_ours(netlink, name)
-        except OSError as error:
-            log.error("cannot take back all of a failed ADD", extra={"error": str(error)})
+        steps: list[Callable[[Netlink], None]] = [
+            partial(_restore, messages=messages) for messages in reversed(self.before)
+        ]
+        steps += [partial(_remove_ours, name=name) for name in reversed(self.made)]
+        for step in steps:
+            try:
+                with Netlink(NETLINK_ROUTE, self.timeout) as netlink:
+                    step(netlink)
+            except OSError as error:
+                log.error("cannot take back all of a failed ADD", extra={"error": str(error)})
+
+
+def _restore(netlink: Netlink, messages: Sequence[Message]) -> None:
+    failures = [failure for failure in netlink.exchange(messages).failures if failure.code != errno.ENODEV]
+    if failures:
+        raise BatchError(failures)
 
 
 def _remove_ours(netlink: Netlink, name: str) -> None:
@@ -151,7 +158,7 @@ def _remove_ours(netlink: Netlink, name: str) -> None:
     if replies:
         link = rtlink.parse_link(replies[0].body)
         if is_ours(link):
-            netlink.request((rtlink.link_delete(link.ifindex, link.name),))
+            _restore(netlink, [rtlink.link_delete(link.ifindex, link.name)])
 
 
 def _carry_out(netlink: Netlink, wish: Wish, plan: Plan, undo: _Undo, terms: Terms) -> None:

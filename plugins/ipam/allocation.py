@@ -284,11 +284,16 @@ class Allocator:
     # Undoing
 
     async def _undo(self, attempt: Attempt) -> None:
-        """Delete the claims that this ADD made, also those of which it is not known whether they were made."""
-        deadline = self._settings.rollback_deadline
+        """Delete the claims that this ADD made, also those of which it is not known whether they were made.
+
+        All of it takes `rollback_deadline` at most; what is not deleted by then is a leftover.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._settings.rollback_deadline
         doubtful: list[Claim] = []
         if attempt.pending:
-            _, late = await asyncio.wait(attempt.pending, timeout=deadline)
+            # At most half of the time: what was made already is to be deleted as well.
+            _, late = await asyncio.wait(attempt.pending, timeout=self._settings.rollback_deadline / 2)
             for task in late:
                 task.cancel()  # else it would go on asking for the claim that is to be deleted
             if late:
@@ -298,13 +303,13 @@ class Allocator:
                 doubtful.append(claim)
             elif task.exception() is None:
                 attempt.made.append(task.result())
-        rollback = [self._roll_back(claim, asked=attempt.asked) for claim in (*attempt.made, *doubtful)]
+        rollback = [self._roll_back(claim, end, asked=attempt.asked) for claim in (*attempt.made, *doubtful)]
         if rollback:
             await asyncio.gather(*rollback)
 
-    async def _roll_back(self, claim: Claim, *, asked: bool) -> None:
+    async def _roll_back(self, claim: Claim, end: float, *, asked: bool) -> None:
         try:
-            async with asyncio.timeout(self._settings.rollback_deadline):
+            async with asyncio.timeout_at(end):
                 await self.discard(claim, asked=asked)
         except (StoreError, ProviderError, TimeoutError) as error:
             log.error("claim %s of a failed ADD could not be deleted yet: %s", claim.metadata.name, error)

@@ -52,9 +52,11 @@ class IpamSettings:
     between them. At most nine tenths of `add_deadline`."""
     add_deadline: float = 55.0
     """How long one ADD, DEL or CHECK may take in all; then the runtime is asked to try again. Shorter than
-    `server.add_deadline`, so that the error tells what was waited for."""
+    `server.add_deadline`, so that the error tells what was waited for. What an ADD then undoes has a time of its own,
+    which no end of the server's cuts short."""
     rollback_deadline: float = 10.0
-    """How long a failed ADD may take to delete its claims in the store before that is left to the background."""
+    """How long a failed ADD may take to delete its claims in the store before that is left to the background. With
+    `server.add_deadline` it must fit into the executable's 115 s, after which the runtime believes the ADD ended."""
     max_collisions: int = 128
     """How many addresses one ADD may lose to other nodes before it gives up and asks the runtime to try again. With
     addresses picked at random a handful is rare; the limit only keeps a fault from spinning."""

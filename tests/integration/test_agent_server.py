@@ -309,7 +309,7 @@ def test_log_lines_name_pod_and_container(cni: Installation, pod: str) -> None:
 
 
 def test_a_call_beyond_its_deadline_is_rolled_back(cni: Installation, pod: str) -> None:
-    with cni.agent("--server-add-deadline=0.3", "--server-deadline=0.2"):
+    with cni.agent("--server-add-deadline=0.3", "--server-deadline=0.2", "--ipam-add-deadline=0.25"):
         error = cni.call("ADD", stub(sleep=30), netns=pod).error(11)
         assert "0.3 s" in error["details"]
         cni.call("DEL", stub(sleep=30), netns=pod).error(11)

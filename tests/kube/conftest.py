@@ -16,6 +16,7 @@ import pytest
 from api.meta import GROUP, VERSION
 from lab.kube import lifecycle
 from lab.kube.cluster import Cluster
+from lab.kube.components import ORDER
 from lab.layout import Lab
 from lab.table import Paper
 from tests.kube.node_rig import quiet, untouched, views
@@ -68,12 +69,22 @@ def nodes(shared: dict[Cluster, set[str]]) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def mortal(shared: dict[Cluster, set[str]]) -> Iterator[Cluster]:
+    """The session's cluster for tests that stop parts of it, or make it forget its past."""
+    with running() as cluster:
+        shared[cluster] = objects(cluster)
+        yield cluster
+
+
 @pytest.fixture(autouse=True, scope="module")
 def leaves_nothing(shared: dict[Cluster, set[str]]) -> Iterator[None]:
     """What a module leaves on the session's servers fails it, and not the one that meets it; and is removed."""
     yield
     left: list[str] = []
     for cluster, before in shared.items():
+        for component in ORDER:  # a test that failed may have stopped it
+            cluster.start(component)
         deadline = time.monotonic() + 10  # finalizers take a moment
         while (more := objects(cluster) - before) and time.monotonic() < deadline:
             time.sleep(0.1)

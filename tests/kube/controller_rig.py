@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 NAMESPACE = "kube-system"
 API = f"/apis/{GROUP}/{VERSION}"
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1"
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/spiderpool-controller-leases"
+SECRET = f"/api/v1/namespaces/{NAMESPACE}/secrets/spiderpool-controller-server-certs"
 Json = dict[str, Any]
 POOLS, RESERVED, SUBNETS = "spiderippools", "spiderreservedips", "spidersubnets"
 KINDS = {POOLS: "SpiderIPPool", RESERVED: "SpiderReservedIP", SUBNETS: "SpiderSubnet"}
@@ -151,9 +153,22 @@ def start(cluster: Cluster, folder: Path, name: str, *flags: str) -> Replica:
     return Replica(name, process, webhook, health, metrics, log)
 
 
+def forget(cluster: Cluster) -> None:
+    """Remove what controllers leave behind on purpose: without them the API server would wait for their admission."""
+    ask = Requests(cluster)
+    for kind in ("mutatingwebhookconfigurations", "validatingwebhookconfigurations"):
+        ask("DELETE", f"{CONFIGURATIONS}/{kind}/spiderpool-controller")
+    for path in (LEASE, SECRET):
+        ask("DELETE", path)
+    probe, path = manifest(POOLS, "probe", subnet="nonsense"), f"{API}/{POOLS}?dryRun=All"
+    # It hears of that a moment later. Where they cleaned up, there are no kinds of ours.
+    eventually(10, lambda: ask("POST", path, probe)[0] in (201, 404), "admission is not asked any more")
+
+
 @contextmanager
 def controllers(cluster: Cluster, folder: Path) -> Iterator[Callable[..., Replica]]:
-    """Starts controllers, and ends what is left of them; prints their logs, which pytest shows if the test failed."""
+    """Starts controllers, and ends and removes what is left of them; prints their logs, which pytest shows if the test
+    failed."""
     replicas: list[Replica] = []
 
     def launch(name: str, *flags: str) -> Replica:
@@ -174,3 +189,5 @@ def controllers(cluster: Cluster, folder: Path) -> Iterator[Callable[..., Replic
                 replica.process.kill()
                 replica.process.wait()
             print(f"--- {replica.name}\n{replica.log.read_text()}")
+        with suppress(OSError):  # the server may be what has failed
+            forget(cluster)

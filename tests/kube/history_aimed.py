@@ -161,7 +161,7 @@ async def creation_that_lands_after_its_add(play: Play) -> None:
     """The claims of an ADD are made when it was given up and undone, and the pod has got others."""
     web, *_ = play.slots
     hold = _nodes(play).hold("POST", CLAIMS, BOTH)
-    await web.add(await web.there(), abandon=0.2)
+    await web.add(await web.there(), abandon=hold.full)
     await must_be_given(web)
     await _let_go(hold)
 

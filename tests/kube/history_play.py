@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from math import inf
 from typing import Any
@@ -51,6 +51,9 @@ BRISK = 1.0
 server not answer for seconds: such time does not count."""
 DURING = 0.002
 """Seconds between the beginning of a call and the end of its process: about as long as the server needs."""
+
+Moment = Callable[[], Coroutine[Any, Any, None]]
+"""Returns when it has come."""
 
 
 class Slot:
@@ -100,7 +103,7 @@ class Slot:
                 self.new_box(pod)
                 await self.add(pod)
             case Abandon(after):
-                await self.add(pod, abandon=after / 1000)
+                await self.add(pod, abandon=lambda: asyncio.sleep(after / 1000))
             case Del():
                 await self.cni("DEL", pod, self.container)
             case LateDel():
@@ -219,14 +222,14 @@ class Slot:
 
     # Calls
 
-    async def add(self, pod: Pod, *, abandon: float | None = None) -> Call:
+    async def add(self, pod: Pod, *, abandon: Moment | None = None) -> Call:
         call = await self.cni("ADD", pod, self.container, abandon=abandon)
         if call.given and self.pod is pod:
             self.given = dict(call.given)
         return call
 
-    async def cni(self, command: Any, pod: Pod, container: str, *, abandon: float | None = None) -> Call:
-        """One CNI call on the pod's node, whose agent is started if it is dead."""
+    async def cni(self, command: Any, pod: Pod, container: str, *, abandon: Moment | None = None) -> Call:
+        """One CNI call on the pod's node, whose agent is started if it is dead; its caller goes away at a moment."""
         node = self.node(pod)
         while node.lost:  # noqa: ASYNC110 - rare
             await asyncio.sleep(0.05)
@@ -239,7 +242,9 @@ class Slot:
             async with asyncio.timeout(45):
                 number, answer = node.agent.send(command, **names)
                 if abandon is not None:
-                    await asyncio.wait([answer], timeout=abandon)
+                    moment = asyncio.ensure_future(abandon())
+                    await asyncio.wait([answer, moment], return_when=asyncio.FIRST_COMPLETED)
+                    moment.cancel()
                     if not answer.done():
                         with suppress(DiedError):
                             await node.agent.ask("abandon", call=number)

@@ -16,7 +16,7 @@ from typing import Any
 from lab.kube.cluster import Cluster, free_ports
 from lab.kube.components import SERVER, argv
 from tests.integration.installation import ROOT, Agent, Installation, Outcome, netns
-from tests.kube.controller_rig import API, NAMESPACE, POOLS, SUBNETS, Json, Replica, Requests, controllers, eventually
+from tests.kube.controller_rig import API, LEASE, POOLS, SUBNETS, Json, Replica, Requests, controllers, eventually
 from tests.kube.subnet_rig import asking, workload
 
 CORE = "/api/v1"
@@ -25,7 +25,6 @@ PODS = f"{CORE}/namespaces/default/pods"
 CLAIMS = f"{API}/spideripclaims"
 CONFIGS = f"{API}/namespaces/default/spidermultusconfigs"
 NETWORKS = "/apis/k8s.cni.cncf.io/v1/namespaces/default/network-attachment-definitions"
-LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/spiderpool-controller-leases"
 POOL, SUBNET = "site", "office"
 NODES = ("node1", "node2")
 SIDE = "side-server"

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from lab.kube.cluster import Cluster
-from tests.kube.conftest import running
 from tests.kube.controller_rig import (
     API,
     POOLS,
@@ -24,12 +21,6 @@ from tests.kube.controller_rig import (
 
 V4 = {"subnet": "10.7.0.0/24", "ips": ["10.7.0.10-10.7.0.20"]}
 V6 = {"subnet": "fd07::/64", "ips": ["fd07::1"]}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with running() as there:
-        yield there
 
 
 @contextmanager
@@ -66,9 +57,9 @@ def forbidden(found: tuple[int, Json], text: str) -> None:
     assert text in answer["message"]
 
 
-def test_deletion_is_guarded_and_one_family_is_off(cluster: Cluster, tmp_path: Path) -> None:
+def test_deletion_is_guarded_and_one_family_is_off(kube: Cluster, tmp_path: Path) -> None:
     flags = ("--admission-guard-deletion=true", "--admission-enable-ipv6=false")
-    with admitting(cluster, tmp_path, *flags) as ask:
+    with admitting(kube, tmp_path, *flags) as ask:
         # A pool with an allocated address stays; an address in quarantine is nobody's and keeps nothing.
         assert ask.create(POOLS, "p", **V4)[0] == 201
         claim(ask, "p", "10.7.0.15")
@@ -101,8 +92,8 @@ def test_deletion_is_guarded_and_one_family_is_off(cluster: Cluster, tmp_path: P
         assert ask.create(RESERVED, "four", ips=["10.7.0.1"])[0] == 201
 
 
-def test_without_subnets_pools_are_nobodys(cluster: Cluster, tmp_path: Path) -> None:
-    with admitting(cluster, tmp_path, "--subnets-enabled=false") as ask:
+def test_without_subnets_pools_are_nobodys(kube: Cluster, tmp_path: Path) -> None:
+    with admitting(kube, tmp_path, "--subnets-enabled=false") as ask:
         forbidden(ask.create(SUBNETS, "s", **V4), "SpiderSubnets are switched off in this installation")
         assert ask("GET", f"{API}/{SUBNETS}/s")[0] == 404
         status, made = ask.create(POOLS, "p", **V4)

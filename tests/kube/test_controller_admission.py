@@ -16,7 +16,6 @@ from api.meta import decode
 from api.pool import Pool
 from lab.kube.cluster import Cluster
 from lab.layout import LabError
-from tests.kube.conftest import running
 from tests.kube.controller_rig import (
     API,
     CONFIGURATIONS,
@@ -34,25 +33,18 @@ from tests.kube.controller_rig import (
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of this module's: its webhooks would stand in other tests' way."""
-    with running() as there:
-        yield there
-
-
-@pytest.fixture(scope="module")
-def controller(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
-    with controllers(cluster, tmp_path_factory.mktemp("controller")) as launch:
+def controller(kube: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+    with controllers(kube, tmp_path_factory.mktemp("controller")) as launch:
         replica = launch("admission", "--reclaim-enabled=false")  # the claims of this module are nobody's
         eventually(20, lambda: replica.probe() == 200, "the controller is ready")
-        configured(Requests(cluster))
+        configured(Requests(kube))
         yield replica
 
 
 @pytest.fixture
-def ask(cluster: Cluster, controller: Replica) -> Iterator[Requests]:
+def ask(kube: Cluster, controller: Replica) -> Iterator[Requests]:
     """Requests; objects that a test leaves are removed."""
-    requests = Requests(cluster)
+    requests = Requests(kube)
     yield requests
     for plural in (POOLS, RESERVED, SUBNETS, "spideripclaims"):
         for item in requests("GET", f"{API}/{plural}")[1]["items"]:
@@ -200,12 +192,10 @@ class TestPools:
         assert text in message
         assert ask("GET", f"{API}/{POOLS}/new")[0] == 404
 
-    def test_everything_wrong_is_named_at_once_and_as_kubectl_shows_faults(
-        self, cluster: Cluster, ask: Requests
-    ) -> None:
+    def test_everything_wrong_is_named_at_once_and_as_kubectl_shows_faults(self, kube: Cluster, ask: Requests) -> None:
         wrong = manifest(POOLS, "new", **V4, gateway="10.9.0.1", podAffinity={})
         with pytest.raises(LabError) as caught:
-            cluster.kubectl("create", "-f", "-", stdin=json.dumps(wrong))
+            kube.kubectl("create", "-f", "-", stdin=json.dumps(wrong))
         text = str(caught.value)
         assert 'The SpiderIPPool "new" is invalid' in text
         assert '* spec.gateway: Invalid value: "10.9.0.1"' in text
@@ -318,8 +308,8 @@ class TestPools:
         assert "that are not contained in controller Subnet" in outside["message"]
 
     @pytest.mark.upstream("I00010")
-    def test_a_hundred_at_the_same_moment_leave_one_that_is_usable(self, cluster: Cluster, ask: Requests) -> None:
-        requests = [Requests(cluster) for _ in range(20)]
+    def test_a_hundred_at_the_same_moment_leave_one_that_is_usable(self, kube: Cluster, ask: Requests) -> None:
+        requests = [Requests(kube) for _ in range(20)]
 
         def create(i: int) -> int:
             return requests[i % 20].create(POOLS, f"c{i}", **V4)[0]
@@ -375,8 +365,8 @@ class TestReservedAddresses:
         assert ask.merge(RESERVED, "r", {"metadata": {"finalizers": None}})[0] == 200
 
 
-def test_nothing_but_the_configurations_needs_us_for_other_kinds(cluster: Cluster, controller: Replica) -> None:
-    ask = Requests(cluster)
+def test_nothing_but_the_configurations_needs_us_for_other_kinds(kube: Cluster, controller: Replica) -> None:
+    ask = Requests(kube)
     for kind in ("mutatingwebhookconfigurations", "validatingwebhookconfigurations"):
         status, found = ask("GET", f"{CONFIGURATIONS}/{kind}/spiderpool-controller")
         assert status == 200

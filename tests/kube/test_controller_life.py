@@ -24,42 +24,39 @@ from lab.kube.components import SERVER
 from store.kube import KubeStore
 from store.kube_access import Credentials
 from store.kube_settings import KubeSettings
-from tests.kube.conftest import running
 from tests.kube.controller_rig import (
     API,
     CONFIGURATIONS,
+    LEASE,
     NAMESPACE,
     POOLS,
+    SECRET,
     Json,
     Replica,
     Requests,
     controllers,
     eventually,
+    forget,
     manifest,
 )
 
-LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/spiderpool-controller-leases"
-SECRET = f"/api/v1/namespaces/{NAMESPACE}/secrets/spiderpool-controller-server-certs"
 HOOKS = ("mutatingwebhookconfigurations", "validatingwebhookconfigurations")
 DURATION = 5.0
 """Seconds of the leases in these tests; see the rig."""
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with running() as there:
-        yield there
+@pytest.fixture
+def cluster(mortal: Cluster) -> Cluster:
+    """It is stopped here."""
+    return mortal
 
 
 @pytest.fixture
 def ask(cluster: Cluster) -> Iterator[Requests]:
-    """Requests; and what controllers leave behind is removed."""
+    """Requests; and what controllers leave behind is removed, of those that run in this process too."""
     requests = Requests(cluster)
     yield requests
-    for kind in HOOKS:
-        requests("DELETE", f"{CONFIGURATIONS}/{kind}/spiderpool-controller")
-    for path in (LEASE, SECRET):
-        requests("DELETE", path)
+    forget(cluster)
     for item in requests("GET", f"{API}/{POOLS}")[1]["items"]:
         requests.remove(POOLS, item["metadata"]["name"])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from controller.coordinator.settings import CoordinatorStatusSettings
 from lab.kube.cluster import Cluster
 from lab.layout import LabError
 from store.errors import InvalidError, NotFoundError
-from tests.kube.conftest import running
 from tests.kube.multus_rig import World, becomes, coordinator, until, world
 
 FULL_SPEC: dict[str, Any] = {
@@ -41,13 +39,6 @@ FULL_SPEC: dict[str, Any] = {
 AT_ONCE = 5.0
 """Seconds: by a watch and not by the resync."""
 KUBEADM = "networking:\n  podSubnet: 10.244.0.0/16,fd00:10:244::/56\n  serviceSubnet: 10.96.0.0/12\n"
-
-
-@pytest.fixture(name="own", scope="module")
-def a_cluster_of_its_own() -> Iterator[Cluster]:
-    """The sources are the whole cluster's."""
-    with running() as cluster:
-        yield cluster
 
 
 @pytest.fixture(autouse=True)
@@ -161,9 +152,9 @@ class Sources:
 
 
 @pytest.mark.upstream("V00006", "V00009", "V00010", "V00011")
-def test_the_clusters_own_networks(own: Cluster, tmp_path: Path) -> None:
+def test_the_clusters_own_networks(kube: Cluster, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with world(own, coordinator(settings(tmp_path))) as it:
+        async with world(kube, coordinator(settings(tmp_path))) as it:
             all_of = Sources(it)
             try:
                 await all_of.coordinator("cluster")
@@ -212,9 +203,9 @@ def test_the_clusters_own_networks(own: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.upstream("V00003", "V00006")
-def test_calicos_networks(own: Cluster, tmp_path: Path) -> None:
+def test_calicos_networks(kube: Cluster, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with world(own, coordinator(settings(tmp_path, resync=1.0))) as it:
+        async with world(kube, coordinator(settings(tmp_path, resync=1.0))) as it:
             all_of = Sources(it)
             try:
                 await all_of.coordinator("calico")
@@ -239,9 +230,9 @@ def test_calicos_networks(own: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.upstream("V00004", "V00006")
-def test_ciliums_networks(own: Cluster, tmp_path: Path) -> None:
+def test_ciliums_networks(kube: Cluster, tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with world(own, coordinator(settings(tmp_path, resync=1.0))) as it:
+        async with world(kube, coordinator(settings(tmp_path, resync=1.0))) as it:
             all_of = Sources(it)
 
             def cilium(**data: str) -> dict[str, Any]:
@@ -275,11 +266,11 @@ def test_ciliums_networks(own: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.upstream("V00001", "V00002", "V00005")
-def test_auto_looks_at_the_nodes_cni_configuration(own: Cluster, tmp_path: Path) -> None:
+def test_auto_looks_at_the_nodes_cni_configuration(kube: Cluster, tmp_path: Path) -> None:
     """The directory is watched: the long resync plays no part."""
 
     async def scenario() -> None:
-        async with world(own, coordinator(settings(tmp_path, resync=300.0))) as it:
+        async with world(kube, coordinator(settings(tmp_path, resync=300.0))) as it:
             all_of = Sources(it)
             try:
                 await all_of.apply(config_map("kubeadm-config", ClusterConfiguration=KUBEADM))
@@ -299,10 +290,10 @@ def test_auto_looks_at_the_nodes_cni_configuration(own: Cluster, tmp_path: Path)
     asyncio.run(scenario())
 
 
-def test_an_unreadable_directory_and_a_foreign_name(own: Cluster, tmp_path: Path) -> None:
+def test_an_unreadable_directory_and_a_foreign_name(kube: Cluster, tmp_path: Path) -> None:
     async def scenario() -> None:
         folder = tmp_path / "absent"
-        async with world(own, coordinator(settings(folder, name="other", resync=1.0))) as it:
+        async with world(kube, coordinator(settings(folder, name="other", resync=1.0))) as it:
             all_of = Sources(it)
             try:
                 await all_of.coordinator("auto")
@@ -341,9 +332,9 @@ def test_an_unreadable_directory_and_a_foreign_name(own: Cluster, tmp_path: Path
     asyncio.run(scenario())
 
 
-def test_the_servers_schema(own: Cluster) -> None:
+def test_the_servers_schema(kube: Cluster) -> None:
     async def scenario() -> None:
-        async with world(own, None) as it:
+        async with world(kube, None) as it:
             try:
                 made = await it.store.create(
                     msgspec.convert({"metadata": {"name": "default"}, "spec": FULL_SPEC}, Coordinator)

@@ -19,7 +19,6 @@ from lab.kube.cluster import NETWORKS, Cluster
 from store.errors import ConflictError, NotFoundError, NotServedError
 from store.kube import KubeStore
 from store.kube_settings import KubeSettings
-from tests.kube.conftest import running
 from tests.kube.controller_rig import API, Requests
 from tests.kube.multus_rig import World, becomes, leading, multus, until, world
 from tests.unit.test_api_netconf import SAMPLES, chain
@@ -64,13 +63,6 @@ seconds of a kind the API server keeps those waiting for two who create its obje
 customresource_handler.go, justCreated)."""
 COLLECTED = 60.0
 """Seconds: Kubernetes' garbage collector looks every 30 s for kinds that it does not know yet."""
-
-
-@pytest.fixture(name="kube", scope="module")
-def a_cluster_of_its_own() -> Iterator[Cluster]:
-    """The last test takes the definition of networks away."""
-    with running() as cluster:
-        yield cluster
 
 
 @pytest.mark.upstream(
@@ -340,10 +332,18 @@ def test_the_definition_goes_with_its_configuration(kube: Cluster) -> None:
     asyncio.run(scenario())
 
 
+@pytest.fixture
+def no_networks(kube: Cluster) -> Iterator[None]:
+    """The server's definition of them is away; and there again for other modules."""
+    kube.kubectl("delete", "-f", NETWORKS, timeout=60)
+    yield
+    kube.apply_crds()
+
+
+@pytest.mark.usefixtures("no_networks")
 def test_without_the_definition_of_networks_nothing_else_stops(kube: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Multus is installed after the controller, and removed and installed again while it runs."""
     monkeypatch.setattr(caches, "UNSERVED_SECONDS", 0.3)
-    kube.kubectl("delete", "-f", NETWORKS, timeout=60)
 
     async def scenario() -> None:
         async with world(kube) as it:

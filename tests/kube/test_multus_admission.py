@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from lab.kube.cluster import Cluster
-from tests.kube.conftest import running
 from tests.kube.controller_rig import API, Replica, Requests, controllers, eventually
 
 NADS = "/apis/k8s.cni.cncf.io/v1"
@@ -21,36 +20,29 @@ RDMA_MACVLAN = MACVLAN | {"macvlan": {**MACVLAN["macvlan"], "rdmaResourceName": 
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of this module's: its webhooks would stand in other tests' way."""
-    with running() as there:
-        yield there
-
-
-@pytest.fixture(scope="module")
-def controller(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
-    with controllers(cluster, tmp_path_factory.mktemp("controller")) as launch:
+def controller(kube: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+    with controllers(kube, tmp_path_factory.mktemp("controller")) as launch:
         cni = str(tmp_path_factory.mktemp("cni"))
         replica = launch("multus", "--injection-enabled=true", "--coordinator-cni-directory", cni)
         eventually(30, lambda: replica.probe() == 200, "the controller is ready")
         bad = document("SpiderCoordinator", "probe", {})
         path = f"{API}/spidercoordinators?dryRun=All"
-        eventually(20, lambda: Requests(cluster)("POST", path, bad)[0] == 422, "the webhook is asked")
+        eventually(20, lambda: Requests(kube)("POST", path, bad)[0] == 422, "the webhook is asked")
         yield replica
 
 
 @pytest.fixture
-def ask(cluster: Cluster, controller: Replica) -> Requests:
-    return Requests(cluster)
+def ask(kube: Cluster, controller: Replica) -> Requests:
+    return Requests(kube)
 
 
 @pytest.fixture
-def namespace(cluster: Cluster) -> Iterator[str]:
+def namespace(kube: Cluster) -> Iterator[str]:
     name = f"n-{secrets.token_hex(4)}"
-    cluster.kubectl("create", "namespace", name)
-    cluster.kubectl("create", "serviceaccount", "own", "-n", name)
+    kube.kubectl("create", "namespace", name)
+    kube.kubectl("create", "serviceaccount", "own", "-n", name)
     yield name
-    cluster.kubectl("delete", "namespace", name, "--wait=false")
+    kube.kubectl("delete", "namespace", name, "--wait=false")
 
 
 def document(kind: str, name: str, spec: object, **annotations: str) -> dict[str, Any]:

@@ -18,16 +18,16 @@ from api.pool import ANNOTATION_CLAIMS, CLAIMS_AUTHORITATIVE, LabelSelector, Poo
 from controller.status.settings import StatusSettings
 from lab.kube.cluster import Cluster
 from store.port import Query, Store
-from tests.kube.conftest import running
 from tests.kube.reclaim_rig import api, is_gone, leading, new_claim, opened, pool, until
+from tests.kube.store_rig import empty
 
 SOMETIMES = LabelSelector(match_expressions=[Requirement(key="a", operator="Sometimes")])
 
 
 @pytest.fixture(name="server", scope="module")
-def a_cluster_of_its_own() -> Iterator[Cluster]:
-    with running() as cluster:
-        yield cluster
+def an_emptied_cluster(kube: Cluster) -> Iterator[Cluster]:
+    yield kube
+    empty(kube)
 
 
 def ready(there: Pool) -> Condition | None:

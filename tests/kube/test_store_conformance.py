@@ -18,7 +18,6 @@ from tests.integration.test_store_conformance import (
 )
 from tests.integration.test_store_conformance_processes import TestProcesses
 from tests.integration.test_store_conformance_watch import TestWatch
-from tests.kube.conftest import running
 from tests.kube.store_rig import Kube, empty
 
 __all__ = [
@@ -36,12 +35,13 @@ NAMESPACES = ("one", "two", "a" * 63)
 
 
 @pytest.fixture(name="own_cluster", scope="module")
-def a_cluster_of_its_own() -> Iterator[Cluster]:
+def with_namespaces(mortal: Cluster) -> Iterator[Cluster]:
     """These tests look at all objects of a kind, and make the server forget its past."""
-    with running() as cluster:
-        for namespace in NAMESPACES:
-            cluster.kubectl("create", "namespace", namespace)
-        yield cluster
+    for namespace in NAMESPACES:
+        mortal.kubectl("create", "namespace", namespace)
+    yield mortal
+    empty(mortal)
+    mortal.kubectl("delete", "namespace", *NAMESPACES, "--wait=false")
 
 
 @pytest.fixture(name="adapter", params=["kube"])

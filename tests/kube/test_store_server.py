@@ -22,14 +22,13 @@ from store.kube import KubeStore
 from store.kube_settings import KubeSettings
 from store.port import EVERYTHING, Query, Store
 from tests.integration.store_adapters import claim, edit, opened, take
-from tests.kube.conftest import running
 from tests.kube.store_rig import Kube, empty, stalls
 
 
 @pytest.fixture(name="server", scope="module")
-def a_cluster_of_its_own() -> Iterator[Cluster]:
-    with running() as cluster:
-        yield cluster
+def an_emptied_cluster(mortal: Cluster) -> Iterator[Cluster]:
+    yield mortal
+    empty(mortal)
 
 
 class Follower:

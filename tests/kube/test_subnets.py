@@ -18,7 +18,6 @@ from api.subnet import LABEL_OWNER_SUBNET, Subnet, SubnetSpec, SubnetStatus, is_
 from api.validate.pool import default_pool
 from controller.subnets.settings import SubnetSettings
 from lab.kube.cluster import Cluster
-from tests.kube.conftest import running
 from tests.kube.subnet_rig import DEFAULTS, Rig, asking, rig, room, template, workload
 
 V4 = "10.40.0.0/16"
@@ -47,16 +46,13 @@ CLONE_SETS = {
 
 
 @pytest.fixture(name="own", scope="module")
-def a_cluster_of_its_own() -> Iterator[Cluster]:
-    """Subnets must not overlap, so tests have the cluster one after the other."""
-    with running() as cluster:
-        cluster.kubectl("apply", "-f", "-", stdin=json.dumps(CLONE_SETS))
-        cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/clonesets.apps.kruise.io")
-        for name in ("fake-1", "fake-2"):
-            cluster.kubectl(
-                "apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
-            )
-        yield cluster
+def with_nodes_and_clone_sets(kube: Cluster) -> Iterator[Cluster]:
+    nodes = [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}} for name in ("fake-1", "fake-2")]
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [CLONE_SETS, *nodes]})
+    kube.kubectl("apply", "-f", "-", stdin=text)
+    kube.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/clonesets.apps.kruise.io")
+    yield kube
+    kube.kubectl("delete", "-f", "-", stdin=text)
 
 
 @pytest.mark.upstream("I00003", "I00013", "I00014", "E00010")

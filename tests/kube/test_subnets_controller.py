@@ -14,24 +14,16 @@ from api.subnet import Subnet
 from lab.kube.cluster import Cluster
 from lab.layout import LabError
 from store.errors import NotFoundError
-from tests.kube.conftest import running
 from tests.kube.controller_rig import CONFIGURATIONS, SUBNETS, Replica, Requests, controllers, eventually, manifest
 from tests.kube.subnet_rig import Rig, asking, rig, workload
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of this module's: its webhooks would stand in other tests' way."""
-    with running() as there:
-        yield there
-
-
-@pytest.fixture(scope="module")
-def controller(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
-    with controllers(cluster, tmp_path_factory.mktemp("controller")) as launch:
+def controller(kube: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
+    with controllers(kube, tmp_path_factory.mktemp("controller")) as launch:
         replica = launch("subnets", "--reclaim-enabled=false")  # the claims of this module are nobody's
         eventually(30, lambda: replica.probe() == 200, "the controller is ready")
-        ask = Requests(cluster)
+        ask = Requests(kube)
         path = f"{CONFIGURATIONS}/validatingwebhookconfigurations/spiderpool-controller"
         eventually(30, lambda: ask("GET", path)[0] == 200, "admission is asked")
         yield replica
@@ -44,9 +36,9 @@ async def refused(it: Rig, *arguments: str, stdin: str = "") -> str:
 
 
 @pytest.mark.upstream("I00001", "I00002", "I00003", "I00018", "I00020", "I00007")
-def test_the_life_of_a_subnet(cluster: Cluster, controller: Replica) -> None:
+def test_the_life_of_a_subnet(kube: Cluster, controller: Replica) -> None:
     async def scenario() -> None:
-        async with rig(cluster, None) as it:
+        async with rig(kube, None) as it:
             spec: dict[str, Any] = {"subnet": "10.60.0.0/24", "ips": ["10.60.0.10-10.60.0.19"], "gateway": "10.60.0.1"}
             await it.kubectl("apply", "-f", "-", stdin=json.dumps(manifest(SUBNETS, "office", **spec)))
             await it.until(lambda: it.is_ready("office"))
@@ -103,9 +95,9 @@ async def terminating(it: Rig, name: str) -> bool:
 
 
 @pytest.mark.upstream("I00006", "P00002")
-def test_many_applications_at_once(cluster: Cluster, controller: Replica) -> None:
+def test_many_applications_at_once(kube: Cluster, controller: Replica) -> None:
     async def scenario() -> None:
-        async with rig(cluster, None) as it:
+        async with rig(kube, None) as it:
             spec: dict[str, Any] = {"subnet": "10.61.0.0/16", "ips": ["10.61.0.1-10.61.0.200"]}
             await it.kubectl("apply", "-f", "-", stdin=json.dumps(manifest(SUBNETS, "many", **spec)))
             await it.until(lambda: it.is_ready("many"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 
-from agent.settings import SOURCES, ServerSettings, Settings
+from agent.settings import EXECUTABLE_DEADLINE, SOURCES, ServerSettings, Settings
 from daemon.sources import SettingsError, docstrings, to_yaml
 
 
@@ -22,6 +23,14 @@ def test_defaults() -> None:
     assert loaded().server.socket == "/var/run/spidernet/cni.sock"
     with pytest.raises(FrozenInstanceError):
         loaded().server.socket = "/x"  # type: ignore[misc]
+
+
+def test_an_add_is_undone_before_its_executable_gives_up() -> None:
+    folder = Path(__file__).parents[2] / "plugins" / "shim"
+    (limit,) = {found for file in folder.glob("*.c") for found in re.findall(r"OVERALL_MS (\d+)", file.read_text())}
+    assert int(limit) == EXECUTABLE_DEADLINE * 1000
+    given = loaded(SPIDERPOOL_SERVER_ADD_DEADLINE="100", SPIDERPOOL_IPAM_ROLLBACK_DEADLINE="15")
+    assert given.server.add_deadline + given.ipam.rollback_deadline == EXECUTABLE_DEADLINE
 
 
 def test_a_flag_wins_over_the_environment_over_the_file(tmp_path: Path) -> None:
@@ -54,6 +63,12 @@ def test_a_boolean_flag_alone_is_true() -> None:
         ({"SPIDERPOOL_SERVER_CONCURRENCY": "0"}, "server: concurrency is 0; it must be at least 1"),
         ({"SPIDERPOOL_SERVER_ADD_DEADLINE": "inf"}, "server: add_deadline is inf; it must be at least 0.01"),
         ({"SPIDERPOOL_IPAM_PARTIAL_GRACE": "0"}, "ipam: partial_grace is 0.0; it must be at least 0.1"),
+        (
+            {"SPIDERPOOL_IPAM_ADD_DEADLINE": "60"},
+            "ipam.add_deadline is 60; it must be less than server.add_deadline, 60",
+        ),
+        ({"SPIDERPOOL_SERVER_ADD_DEADLINE": "55"}, "ipam.add_deadline is 55; it must be less than server.add_deadline"),
+        ({"SPIDERPOOL_SERVER_ADD_DEADLINE": "110"}, "server.add_deadline and ipam.rollback_deadline are 120 together"),
         ({"SPIDERPOOL_COLLECTOR_SWEEP": "nan"}, "collector: sweep is nan; it must be at least 0.01"),
         ({"SPIDERPOOL_COORDINATOR_KERNEL_TIMEOUT": "0"}, "coordinator: kernel_timeout is 0.0; it must be at least"),
         ({"SPIDERPOOL_PROBE_WAIT": "0"}, "probe: wait is 0.0; it must be at least"),
