@@ -89,7 +89,7 @@ def _updated_errors(old: Resource, new: Resource, around: Surroundings) -> list[
         case Pool(), Pool():
             return updated_pool_errors(old, new, others=around.pools, claims=around.claims, families=around.families)
         case Subnet(), Subnet():
-            return updated_subnet_errors(old, new, families=around.families)
+            return updated_subnet_errors(old, new, pools=around.pools, families=around.families)
         case ReservedIP(), ReservedIP():
             return updated_reserved_ip_errors(old, new, families=around.families)
         case Claim(), Claim():

@@ -3,8 +3,9 @@
 The rules are upstream's, with the differences that `api.validate.pool` has: every error is reported, and an update is
 blamed only for what it changes.
 
-What admission must know: for a subnet's creation all subnets and pools, read from the authority; for its update and
-deletion nothing but the object, whose status is the ledger. For a pool's creation and update the subnets with the
+What admission must know: for a subnet's creation all subnets and pools, read from the authority; where it is to lose
+addresses, or to be deleted under guard, the pools of its network, for the ledger in its status is behind by what was
+just made, and anybody may have emptied it. For a pool's creation and update the subnets with the
 pool's network (`subnet_of`), read from the authority, since an automatic pool is changed right after its ledger; and
 `inherited` comes after `default_pool`, if the feature is on.
 """
@@ -74,8 +75,13 @@ def created_subnet_errors(
     ]
 
 
-def updated_subnet_errors(old: Subnet, new: Subnet, *, families: Collection[Family] = ranges.BOTH) -> list[FieldError]:
-    """All that is wrong with the change from `old` to `new`, which `default_subnet` has seen."""
+def updated_subnet_errors(
+    old: Subnet, new: Subnet, *, pools: Iterable[Pool] = (), families: Collection[Family] = ranges.BOTH
+) -> list[FieldError]:
+    """All that is wrong with the change from `old` to `new`, which `default_subnet` has seen.
+
+    `pools` are at least those of the network, if addresses are dropped.
+    """
     if ranges.is_terminating(old):
         denial = updated_subnet_denial(old, new)
         return [forbidden("metadata.deletionTimestamp", denial.detail)] if denial else []
@@ -84,7 +90,7 @@ def updated_subnet_errors(old: Subnet, new: Subnet, *, families: Collection[Fami
         *ranges.immutable_errors("spec.subnet", old.spec.subnet, new.spec.subnet),
         *ranges.version_errors(new.spec.ip_version, "'spec.subnet'", families),
         *_spec_errors(new.spec),
-        *_in_use_errors(old, new),
+        *_in_use_errors(old, new, pools),
     ]
 
 
@@ -93,9 +99,11 @@ def updated_subnet_denial(old: Subnet, new: Subnet) -> Denial | None:
     return terminating_denial(old, new, "Subnet", FINALIZER)
 
 
-def deleted_subnet_denial(subnet: Subnet) -> Denial | None:
-    """Why the subnet cannot be deleted, where deletion is guarded: pools have addresses of it."""
-    count = ledger.granted(ledger_of(subnet), family_of(subnet.spec)).count
+def deleted_subnet_denial(subnet: Subnet, pools: Iterable[Pool]) -> Denial | None:
+    """Why the subnet cannot be deleted, where deletion is guarded: pools, at least those of its network, have addresses
+    of it.
+    """
+    count = ledger.union(family_of(subnet.spec), _taken(subnet, pools).values()).count
     return Denial("Forbidden", f"cannot delete a Subnet with allocated IPs({count})") if count else None
 
 
@@ -103,8 +111,8 @@ def inherited(pool: Pool, subnets: Iterable[Subnet]) -> Pool:
     """The pool as one of the subnet that has its network; defaulted before by `default_pool`.
 
     It gets the subnet as its controller, and its gateway, routes and detection if it names none (no member; an empty
-    list of routes is one). A pool that is the subnet's already, or terminating, stays as it is: later changes of the subnet
-    are no pool's.
+    list of routes is one). A pool that is the subnet's already, or terminating, stays as it is: later changes of the
+    subnet are no pool's.
     """
     subnet = subnet_of(pool, subnets)
     if subnet is None or ranges.is_terminating(pool) or ranges.is_terminating(subnet):
@@ -234,12 +242,23 @@ def _spec_errors(spec: SubnetSpec) -> Iterator[FieldError]:
     yield from route_errors(spec.routes or (), network)
 
 
-def _in_use_errors(old: Subnet, new: Subnet) -> Iterator[FieldError]:
+def _taken(subnet: Subnet, pools: Iterable[Pool]) -> dict[str, IPSet]:
+    """The addresses that each pool has of the subnet, or is about to get, by name."""
+    family, network = family_of(subnet.spec), network_of(subnet.spec.subnet)
+    found = {name: grant.ips for name, grant in ledger_of(subnet).items()}
+    for pool in pools:
+        if network is not None and network_of(pool.spec.subnet) == network:
+            name = pool.metadata.name
+            found[name] = ledger.union(family, (found.get(name, IPSet(family)), pool_addresses(pool.spec)))
+    return found
+
+
+def _in_use_errors(old: Subnet, new: Subnet, pools: Iterable[Pool]) -> Iterator[FieldError]:
     dropped = subnet_addresses(old.spec) - subnet_addresses(new.spec)
     if not dropped:
         return
-    for name, grant in sorted(ledger_of(old).items()):
-        if shared := dropped & grant.ips:
+    for name, taken in sorted(_taken(old, pools).items()):
+        if shared := dropped & taken:
             text = (
                 f"remove some IP ranges {listed(shared.to_ranges())} that is being used by IPPool {name}, "
                 "total IP addresses of a Subnet are jointly determined by 'spec.ips' and 'spec.excludeIPs'"

@@ -8,6 +8,7 @@ from api.validate.subnet import (
     created_subnet_errors,
     default_subnet,
     deleted_subnet_denial,
+    subnet_addresses,
     updated_subnet_denial,
     updated_subnet_errors,
 )
@@ -23,7 +24,11 @@ async def _default(new: Subnet, old: Subnet | None, context: Context) -> Subnet:
 async def _validate(new: Subnet, old: Subnet | None, context: Context) -> Verdict:
     families = context.features.families
     if old is not None:
-        return updated_subnet_denial(old, new) or updated_subnet_errors(old, new, families=families)
+        if denial := updated_subnet_denial(old, new):
+            return denial
+        dropped = subnet_addresses(old.spec) - subnet_addresses(new.spec)
+        pools = (await context.store.list(Pool)).items if dropped else ()
+        return updated_subnet_errors(old, new, pools=pools, families=families)
     if not context.features.subnets:
         return Denial("Forbidden", "SpiderSubnets are switched off in this installation (enableSpiderSubnet)")
     others = (await context.store.list(Subnet)).items
@@ -36,7 +41,7 @@ async def _validate(new: Subnet, old: Subnet | None, context: Context) -> Verdic
 async def _validate_deletion(old: Subnet, context: Context) -> Verdict:
     if not context.features.guard_deletion:
         return []
-    return deleted_subnet_denial(old) or []
+    return deleted_subnet_denial(old, (await context.store.list(Pool)).items) or []
 
 
 ADMISSION = Rules(Subnet, _default, _validate, _validate_deletion)

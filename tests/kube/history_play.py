@@ -242,8 +242,9 @@ class Slot:
             async with asyncio.timeout(45):
                 number, answer = node.agent.send(command, **names)
                 if abandon is not None:
-                    moment = asyncio.ensure_future(abandon())
-                    await asyncio.wait([answer, moment], return_when=asyncio.FIRST_COMPLETED)
+                    moment = asyncio.create_task(abandon())
+                    either: list[asyncio.Future[Any]] = [answer, moment]
+                    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                     moment.cancel()
                     if not answer.done():
                         with suppress(DiedError):

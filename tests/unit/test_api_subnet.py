@@ -144,10 +144,29 @@ def test_a_terminating_subnet_only_loses_finalizers() -> None:
 
 
 def test_a_guarded_deletion() -> None:
-    assert deleted_subnet_denial(subnet()) is None
-    denial = deleted_subnet_denial(subnet(status=GIVEN))
+    assert deleted_subnet_denial(subnet(), []) is None
+    elsewhere = pool("far", subnet="172.30.41.0/24", ips=["172.30.41.9"])
+    assert deleted_subnet_denial(subnet(), [elsewhere]) is None
+    denial = deleted_subnet_denial(subnet(status=GIVEN), [elsewhere])
     assert denial is not None
     assert "allocated IPs(11)" in denial.detail
+
+
+def test_what_the_ledger_does_not_tell_yet_is_in_use() -> None:
+    """A pool was made just now, or somebody emptied the status."""
+    there = pool(ips=["172.30.40.18-172.30.40.22"])
+    denial = deleted_subnet_denial(subnet(), [there])
+    assert denial is not None
+    assert "allocated IPs(5)" in denial.detail
+    both = deleted_subnet_denial(subnet(status=GIVEN), [there])
+    assert both is not None
+    assert "allocated IPs(13)" in both.detail
+    old = subnet()
+    less = replace(old, spec=replace(old.spec, exclude_ips=["172.30.40.20-172.30.40.30"]))
+    assert updated_subnet_errors(old, less) == []
+    assert "remove some IP ranges [172.30.40.20-172.30.40.22] that is being used by IPPool web" in text(
+        updated_subnet_errors(old, less, pools=[there])
+    )
 
 
 @pytest.mark.upstream("D00008")

@@ -160,7 +160,7 @@ def pod_netns(name: str = "spt-pod") -> Iterator[str]:
         ({"interfaces": ["spt-a", "spt-b"], "bond": {"mode": 1}, "vlanID": 4094}, {"sp_bond0", "sp_bond0.4094"}),
         ({"interfaces": ["spt-a"], "bond": {"name": "spt-bond", "mode": 1}}, set()),
     ],
-    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+    ids=["nic", "nic-0", "nic-vlan", "nics", "nics-vlan", "bond", "bond-vlan", "unnamed-bond", "bond-of-one"],
 )
 def test_what_is_made(nics: tuple[str, ...], record: str, config: Config, made: set[str]) -> None:
     before = set(links())
