@@ -390,7 +390,7 @@ class Play:
         while problem := await self._unsettled():
             slow += max(0.0, now() - looked - BRISK)
             looked = now()
-            if looked - began > GC_LIMIT + SLACK + min(slow, PATIENCE):
+            if looked - began > GC_LIMIT + SLACK + min(slow, PATIENCE) or stage.history.violations():
                 self.failures.append(f"{looked - began:.1f} s after the last fault: {problem}")
                 break
             await asyncio.sleep(0.1)
