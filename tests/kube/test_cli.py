@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from api.annotations import NAMESPACE_IPV4
+from api.pool import Pool
 from cli.__main__ import main
 from lab.kube.cluster import Cluster
 from plugins.ipam.plugin import Ipam
 from tests.integration.ipam_rig import addresses, until
 from tests.kube.ipam_pods import CORE, World, pools, world
-from tests.kube.reclaim_rig import api, leading
+from tests.kube.reclaim_rig import api, is_gone, leading
 
 
 class Shell:
@@ -200,7 +201,7 @@ def test_why_pools_are_used_and_not_used(kube: Cluster, shell: Shell) -> None:
 def test_gc_has_the_leader_look_at_everything(kube: Cluster, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with world(kube) as there:
-            await there.pool("v4", 10, 20)
+            pool = await there.pool("v4", 10, 20)
             async with leading(kube) as rooms:
                 scans = threading.Semaphore(0)
                 monkeypatch.setattr(rooms.reclaim._endpoints, "scan", scans.release)
@@ -220,5 +221,12 @@ def test_gc_has_the_leader_look_at_everything(kube: Cluster, shell: Shell, monke
                 await until(scanned)
                 assert await shell.beside("gc") == 0, "once more, at another time"
                 await until(scanned)
+                # As long as there is somebody to take off the finalizer that the leader gave it.
+                await rooms.store.delete(Pool, pool)
+
+                async def gone() -> bool:
+                    return await is_gone(rooms.store, Pool, pool)
+
+                await until(gone, 20)
 
     asyncio.run(main())
