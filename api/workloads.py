@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from api.apps import (
     CronJob,
@@ -18,6 +19,7 @@ from api.apps import (
 )
 from api.claim import Controller
 from api.core import Pod
+from api.meta import Resource
 from api.mirror import is_mirror
 
 Scalable = Deployment | ReplicaSet | StatefulSet | DaemonSet | Job | CronJob
@@ -27,6 +29,10 @@ NATIVE_VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
 
 _STATEFUL_SET = (StatefulSet.TYPE.api_version, StatefulSet.TYPE.kind)
 _VMI = (VirtualMachineInstance.TYPE.api_version, VirtualMachineInstance.TYPE.kind)
+_JUDGES: dict[str, tuple[type[Resource], ...]] = {
+    StatefulSet.TYPE.kind: (StatefulSet,),
+    VirtualMachineInstance.TYPE.kind: (VirtualMachineInstance, VirtualMachine),
+}
 _ORDINAL = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -75,10 +81,29 @@ def ordinal(pod_name: str, stateful_set: str) -> int | None:
     return int(number) if dash and head == stateful_set and _ORDINAL.fullmatch(number) else None
 
 
-def is_valid_stateful_pod(pod_name: str, stateful_set: StatefulSet | None) -> bool:
-    """Whether the StatefulSet, None if it is gone, has or will have a pod of that name (again)."""
-    if stateful_set is None:
-        return False
+def judges_of(kind: str) -> tuple[type[Resource], ...]:
+    """The kinds of the objects that tell whether a workload of that kind, whose addresses outlive its pods, will have a
+    pod again. All have the workload's name and namespace.
+    """
+    return _JUDGES.get(kind, ())
+
+
+def will_have_again(pod_name: str, found: Sequence[Resource | None], node: str = "") -> bool:
+    """Whether the workload has, or will have, a pod that takes over the addresses of one called `pod_name`.
+
+    `found` are the objects of `judges_of`, in that order, None for what is gone; `node` is the one that a claim on the
+    addresses names.
+    """
+    match found:
+        case [StatefulSet() as stateful_set]:
+            return _has_pod(pod_name, stateful_set)
+        case [VirtualMachineInstance() | None as instance, VirtualMachine() | None as machine]:
+            return _goes_on(instance, machine, node)
+    return False
+
+
+def _has_pod(pod_name: str, stateful_set: StatefulSet) -> bool:
+    """Whether the StatefulSet has or will have a pod of that name (again)."""
     number = ordinal(pod_name, stateful_set.metadata.name)
     spec = stateful_set.spec
     start = spec.ordinals.start if spec.ordinals else 0
@@ -86,9 +111,7 @@ def is_valid_stateful_pod(pod_name: str, stateful_set: StatefulSet | None) -> bo
     return number is not None and start <= number < start + (1 if spec.replicas is None else spec.replicas)
 
 
-def is_valid_virtual_machine(
-    instance: VirtualMachineInstance | None, machine: VirtualMachine | None, node: str = ""
-) -> bool:
+def _goes_on(instance: VirtualMachineInstance | None, machine: VirtualMachine | None, node: str = "") -> bool:
     """Whether a virtual machine runs or can be started again; both objects have its name, None for what is gone.
 
     One that is being deleted is not valid, unless it still runs on another node than `node`, that of its claim: the

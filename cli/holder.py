@@ -6,13 +6,12 @@ import os
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
 from api.claim import Claim
 from api.core import Node, Pod
 from api.meta import R
 from api.mirror import is_mirrored, is_pod_of
 from api.reclaim import Action, Switches, Verdict, Witness, is_known_to_node, is_static, judge, workload_key
-from api.workloads import is_valid_stateful_pod, is_valid_virtual_machine
+from api.workloads import judges_of, will_have_again
 from store.errors import NotFoundError
 from store.port import Store
 
@@ -112,10 +111,8 @@ async def _valid(store: Store, claim: Claim) -> bool:
     if key is None:
         return False
     namespace, kind, name = key
-    if kind == StatefulSet.TYPE.kind:
-        return is_valid_stateful_pod(pod_name(claim), await _get(store, StatefulSet, name, namespace))
-    instance = await _get(store, VirtualMachineInstance, name, namespace)
-    return is_valid_virtual_machine(instance, await _get(store, VirtualMachine, name, namespace), claim.spec.node)
+    found = [await _get(store, each, name, namespace) for each in judges_of(kind)]
+    return will_have_again(pod_name(claim), found, claim.spec.node)
 
 
 async def _get(store: Store, kind: type[R], name: str, namespace: str = "") -> R | None:

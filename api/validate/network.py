@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import TypeVar
 
-from api.pool import PoolSpec, Route
+from msgspec.structs import replace
+
+from api.meta import FINALIZER, ObjectMeta
+from api.pool import Pool, PoolSpec, Route, cidr_label
 from api.ranges import IPSet, Network, parse_address, parse_network
-from api.subnet import SubnetSpec
+from api.subnet import Subnet, SubnetSpec
 from api.validate import ranges
 from api.validate.fields import FieldError, invalid
+
+N = TypeVar("N", Pool, Subnet)
 
 _NAMED_RANGES = 5
 """How many ranges one error shows."""
@@ -23,6 +29,27 @@ def network_of(subnet: str) -> Network | None:
         return parse_network(subnet)
     except ValueError:
         return None
+
+
+def defaulted(resource: N, label: str) -> N:
+    """A pool or subnet with finalizer, `ipVersion`, merged ranges, and its network as the value of `label`."""
+    if ranges.is_terminating(resource):
+        return resource
+    metadata: ObjectMeta = resource.metadata
+    spec = resource.spec
+    if FINALIZER not in metadata.finalizers:
+        metadata = replace(metadata, finalizers=[*metadata.finalizers, FINALIZER])
+    network = network_of(spec.subnet)
+    if network is not None:
+        metadata = replace(metadata, labels={**metadata.labels, label: cidr_label(spec.subnet)})
+        if spec.ip_version is None:
+            spec = replace(spec, ip_version=network.version)
+    spec = replace(
+        spec,
+        ips=ranges.merged(spec.ips, spec.ip_version),
+        exclude_ips=ranges.merged(spec.exclude_ips, spec.ip_version),
+    )
+    return replace(resource, metadata=metadata, spec=spec)
 
 
 def range_errors(parsed: ranges.Parsed, texts: list[str] | None, network: Network, path: str) -> Iterator[FieldError]:

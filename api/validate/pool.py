@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from msgspec.structs import replace
-
 from api.claim import Claim
 from api.meta import FINALIZER
-from api.pool import LABEL_CIDR, Pool, PoolSpec, cidr_label
+from api.pool import LABEL_CIDR, Pool, PoolSpec
 from api.ranges import Family, IPSet, Network, parse_address, range_text
 from api.subnet import AFFINITY, is_automatic
 from api.validate import ranges
 from api.validate.fields import FieldError, forbidden, invalid
-from api.validate.network import gateway_errors, listed, network_of, range_errors, route_errors
+from api.validate.network import defaulted, gateway_errors, listed, network_of, range_errors, route_errors
 from api.validate.selectors import selector_errors
 from api.validate.verdict import Denial, terminating_denial
 
@@ -33,22 +31,7 @@ def default_pool(pool: Pool) -> Pool:
 
     Never fails: what cannot be derived stays absent, and validation says so.
     """
-    if ranges.is_terminating(pool):
-        return pool
-    metadata, spec = pool.metadata, pool.spec
-    if FINALIZER not in metadata.finalizers:
-        metadata = replace(metadata, finalizers=[*metadata.finalizers, FINALIZER])
-    network = network_of(spec.subnet)
-    if network is not None:
-        metadata = replace(metadata, labels={**metadata.labels, LABEL_CIDR: cidr_label(spec.subnet)})
-        if spec.ip_version is None:
-            spec = replace(spec, ip_version=network.version)
-    spec = replace(
-        spec,
-        ips=ranges.merged(spec.ips, spec.ip_version),
-        exclude_ips=ranges.merged(spec.exclude_ips, spec.ip_version),
-    )
-    return replace(pool, metadata=metadata, spec=spec)
+    return defaulted(pool, LABEL_CIDR)
 
 
 def created_pool_errors(

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from api import ledger
 from api.apps import controller_of
 from api.meta import FINALIZER
-from api.pool import Pool, PoolSpec, cidr_label
+from api.pool import Pool, PoolSpec
 from api.ranges import Family, IPSet
 from api.subnet import (
     LABEL_OWNER_SUBNET,
@@ -32,7 +32,7 @@ from api.subnet import (
 )
 from api.validate import ranges
 from api.validate.fields import FieldError, forbidden, invalid
-from api.validate.network import gateway_errors, listed, network_of, range_errors, route_errors
+from api.validate.network import defaulted, gateway_errors, listed, network_of, range_errors, route_errors
 from api.validate.pool import pool_addresses
 from api.validate.verdict import Denial, terminating_denial
 
@@ -42,22 +42,7 @@ def default_subnet(subnet: Subnet) -> Subnet:
 
     Never fails: what cannot be derived stays absent, and validation says so.
     """
-    if ranges.is_terminating(subnet):
-        return subnet
-    metadata, spec = subnet.metadata, subnet.spec
-    if FINALIZER not in metadata.finalizers:
-        metadata = replace(metadata, finalizers=[*metadata.finalizers, FINALIZER])
-    network = network_of(spec.subnet)
-    if network is not None:
-        metadata = replace(metadata, labels={**metadata.labels, LABEL_SUBNET_CIDR: cidr_label(spec.subnet)})
-        if spec.ip_version is None:
-            spec = replace(spec, ip_version=network.version)
-    spec = replace(
-        spec,
-        ips=ranges.merged(spec.ips, spec.ip_version),
-        exclude_ips=ranges.merged(spec.exclude_ips, spec.ip_version),
-    )
-    return replace(subnet, metadata=metadata, spec=spec)
+    return defaulted(subnet, LABEL_SUBNET_CIDR)
 
 
 def created_subnet_errors(

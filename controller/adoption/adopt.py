@@ -14,15 +14,15 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
-from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
+from api.apps import StatefulSet
 from api.claim import Claim, Controller
 from api.core import Pod
 from api.endpoint import Endpoint
-from api.meta import R
+from api.meta import R, Resource
 from api.mirror import is_mirror, is_pod_of
 from api.pool import ANNOTATION_CLAIMS, CLAIMS_AUTHORITATIVE, Pool
 from api.views import has_foreign_records
-from api.workloads import is_valid_stateful_pod, is_valid_virtual_machine
+from api.workloads import judges_of, will_have_again
 from controller.adoption.decide import (
     Evidence,
     Record,
@@ -177,15 +177,12 @@ class Adopter:
         owner = owner_of(endpoint) if endpoint is not None and names(endpoint, record.address) else None
         if owner is None:
             return Evidence(None, endpoint, None)
-        kind, name = owner
-        if kind == StatefulSet.TYPE.kind:
-            above = await self._get(StatefulSet, name, record.namespace)
-            valid = is_valid_stateful_pod(record.name, above)
-            return Evidence(None, endpoint, _controller(StatefulSet, name, above), valid)
-        instance = await self._get(VirtualMachineInstance, record.name, record.namespace)
-        machine = await self._get(VirtualMachine, record.name, record.namespace)
-        valid = is_valid_virtual_machine(instance, machine)
-        return Evidence(None, endpoint, _controller(VirtualMachineInstance, record.name, instance), valid)
+        kind, above = owner
+        # Upstream calls a virtual machine's record by the machine, and names who is above that.
+        name = above if kind == StatefulSet.TYPE.kind else record.name
+        found = [await self._get(each, name, record.namespace) for each in judges_of(kind)]
+        controller = _controller(judges_of(kind)[0], name, found[0])
+        return Evidence(None, endpoint, controller, will_have_again(record.name, found))
 
     async def _get(self, kind: type[R], name: str, namespace: str) -> R | None:
         try:
@@ -233,7 +230,7 @@ class AdoptionRoom:
         return self._settings.retry
 
 
-def _controller(kind: type[R], name: str, found: R | None) -> Controller:
+def _controller(kind: type[Resource], name: str, found: Resource | None) -> Controller:
     uid = found.metadata.uid if found is not None else ""
     return Controller(api_version=kind.TYPE.api_version, kind=kind.TYPE.kind, name=name, uid=uid)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
 from api.claim import Claim
 from api.core import Node, Pod
-from api.meta import R
+from api.meta import R, Resource
 from api.mirror import is_pod_of
 from api.reclaim import Witness, is_known_to_node, workload_key
-from api.workloads import is_valid_stateful_pod, is_valid_virtual_machine
-from controller.caches import Caches
+from api.workloads import judges_of, will_have_again
+from controller.caches import Cache, Caches
 from controller.reclaim.absences import Absences
 from controller.reclaim.index import Index, WorkloadKey
 from store.errors import NotFoundError
@@ -54,6 +55,12 @@ class Watched:
         self.sets = caches.of(StatefulSet)
         self.instances = caches.optional(VirtualMachineInstance)
         self.machines = caches.optional(VirtualMachine)
+        self.judges: dict[type[Resource], Cache[Any]] = {
+            StatefulSet: self.sets,
+            VirtualMachineInstance: self.instances,
+            VirtualMachine: self.machines,
+        }
+        """Those that tell whether a workload will have its pod again."""
 
     async def synced(self) -> None:
         """Return when all have been listed."""
@@ -88,10 +95,8 @@ class Remembered:
         if key is None:
             return False
         namespace, kind, name = key
-        if kind == StatefulSet.TYPE.kind:
-            return is_valid_stateful_pod(pod_name(claim), self._watched.sets.get(name, namespace))
-        instance, machine = self._watched.instances.get(name, namespace), self._watched.machines.get(name, namespace)
-        return is_valid_virtual_machine(instance, machine, claim.spec.node)
+        found = [self._watched.judges[each].get(name, namespace) for each in judges_of(kind)]
+        return will_have_again(pod_name(claim), found, claim.spec.node)
 
 
 class Fresh:
@@ -104,8 +109,7 @@ class Fresh:
         self._by_uid: dict[str, Pod] = {}
         self._by_name: dict[tuple[str, str], Pod] = {}
         self._nodes: dict[str, Node | None] = {}
-        self._sets: dict[WorkloadKey, StatefulSet | None] = {}
-        self._machines: dict[WorkloadKey, tuple[VirtualMachineInstance | None, VirtualMachine | None]] = {}
+        self._judges: dict[WorkloadKey, list[Resource | None]] = {}
 
     async def read_pods(self, claims: Collection[Claim]) -> None:
         """Read the claims' pods. Raises StoreError, also if one of those listed cannot be read.
@@ -168,14 +172,9 @@ class Fresh:
         if key is None:
             return False
         namespace, kind, name = key
-        if kind == StatefulSet.TYPE.kind:
-            if key not in self._sets:
-                self._sets[key] = await self._get(StatefulSet, name, namespace)
-            return is_valid_stateful_pod(pod_name(claim), self._sets[key])
-        if key not in self._machines:
-            instance = await self._get(VirtualMachineInstance, name, namespace)
-            self._machines[key] = instance, await self._get(VirtualMachine, name, namespace)
-        return is_valid_virtual_machine(*self._machines[key], claim.spec.node)
+        if key not in self._judges:
+            self._judges[key] = [await self._get(each, name, namespace) for each in judges_of(kind)]
+        return will_have_again(pod_name(claim), self._judges[key], claim.spec.node)
 
     async def _get(self, kind: type[R], name: str, namespace: str = "") -> R | None:
         try:

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from api.apps import StatefulSet, VirtualMachine, VirtualMachineInstance
 from api.claim import Claim
 from api.core import Pod
 from api.meta import R
 from api.mirror import is_pod_of
-from api.workloads import (
-    is_alive,
-    is_stateful_set,
-    is_valid_stateful_pod,
-    is_valid_virtual_machine,
-    is_virtual_machine,
-)
-from plugins.ipam.held import is_retained
+from api.reclaim import Switches, is_static, workload_key
+from api.workloads import is_alive, judges_of, will_have_again
 from plugins.ipam.settings import IpamSettings
 from store.errors import NotFoundError
 from store.port import Store
@@ -31,7 +24,9 @@ class Fates:
 
     def __init__(self, store: Store, settings: IpamSettings) -> None:
         self._store = store
-        self._settings = settings
+        self._switches = Switches(
+            stateful_sets=settings.enable_statefulset, virtual_machines=settings.enable_kubevirt_static_ip
+        )
         self._read: dict[tuple[str, str, str], object] = {}
 
     async def reason_to_keep(self, claim: Claim) -> str:
@@ -44,18 +39,13 @@ class Fates:
         pod = await self._get(Pod, name, namespace)
         if pod is not None and is_pod_of(pod, claim) and is_alive(pod):
             return f"pod {namespace}/{name} is alive"
-        controller = workload.controller
-        if controller is None or not is_retained(claim):
+        key = workload_key(claim)
+        if key is None or not is_static(claim, self._switches):
             return ""
-        if is_stateful_set(controller) and self._settings.enable_statefulset:
-            stateful_set = await self._get(StatefulSet, controller.name, namespace)
-            if is_valid_stateful_pod(workload.name, stateful_set):
-                return f"StatefulSet {namespace}/{controller.name} will have pod {workload.name} again"
-        if is_virtual_machine(controller) and self._settings.enable_kubevirt_static_ip:
-            instance = await self._get(VirtualMachineInstance, workload.name, namespace)
-            machine = await self._get(VirtualMachine, workload.name, namespace)
-            if is_valid_virtual_machine(instance, machine, spec.node):
-                return f"virtual machine {namespace}/{workload.name} is there"
+        _, kind, above = key
+        judges = [await self._get(each, above, namespace) for each in judges_of(kind)]
+        if will_have_again(name, judges, spec.node):
+            return f"{kind} {namespace}/{above} will have pod {name} again"
         return ""
 
     async def _get(self, kind: type[R], name: str, namespace: str) -> R | None:

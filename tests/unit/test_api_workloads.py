@@ -33,11 +33,11 @@ from api.workloads import (
     Scalable,
     is_alive,
     is_third_party,
-    is_valid_stateful_pod,
-    is_valid_virtual_machine,
+    judges_of,
     ordinal,
     replicas,
     static_name,
+    will_have_again,
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -110,8 +110,10 @@ def test_stateful_pods_are_valid_by_their_number(
 ) -> None:
     ordinals = None if start is None else Ordinals(start=start)
     there = StatefulSet(metadata=THERE, spec=StatefulSetSpec(replicas=replicas_, ordinals=ordinals))
-    assert is_valid_stateful_pod(pod, there) is valid
-    assert not is_valid_stateful_pod(pod, None)
+    assert will_have_again(pod, [there]) is valid
+    assert not will_have_again(pod, [None])
+    assert not will_have_again(pod, [])
+    assert judges_of("StatefulSet") == (StatefulSet,)
 
 
 def instance(meta: ObjectMeta, *, owned: bool = False) -> VirtualMachineInstance:
@@ -138,7 +140,8 @@ def instance(meta: ObjectMeta, *, owned: bool = False) -> VirtualMachineInstance
 def test_virtual_machines_are_valid(
     vmi: VirtualMachineInstance | None, machine: ObjectMeta | None, valid: bool
 ) -> None:
-    assert is_valid_virtual_machine(vmi, VirtualMachine(metadata=machine) if machine else None) is valid
+    assert will_have_again("x", [vmi, VirtualMachine(metadata=machine) if machine else None]) is valid
+    assert judges_of("VirtualMachineInstance") == (VirtualMachineInstance, VirtualMachine)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ def test_a_failed_migration_leaves_the_address_with_the_source(
 ) -> None:
     status = VirtualMachineInstanceStatus(node_name=runs_on, phase=phase)
     leaving = VirtualMachineInstance(metadata=GOING, status=status)
-    assert is_valid_virtual_machine(leaving, None, claimed_on) is valid
+    assert will_have_again("x", [leaving, None], claimed_on) is valid
 
 
 def job(**spec: Any) -> Job:
