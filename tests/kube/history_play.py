@@ -387,10 +387,10 @@ class Play:
                 await stage.delete(slot.pod, 0)
         began = looked = now()
         slow = 0.0
-        while problem := await self._unsettled():
+        while not stage.history.violations() and (problem := await self._unsettled()):
             slow += max(0.0, now() - looked - BRISK)
             looked = now()
-            if looked - began > GC_LIMIT + SLACK + min(slow, PATIENCE) or stage.history.violations():
+            if looked - began > GC_LIMIT + SLACK + min(slow, PATIENCE):
                 self.failures.append(f"{looked - began:.1f} s after the last fault: {problem}")
                 break
             await asyncio.sleep(0.1)
