@@ -21,6 +21,16 @@ PROGRAM = "qemu-system-x86_64"
 VIRTIO, SRIOV = "virtio-net-pci,speed=10000,duplex=full", "igb"
 
 
+PARAMETERS = (
+    *("console=ttyS0", "quiet", "panic=-1", "oops=panic", "tsc=reliable", "net.ifnames=0"),
+    # What keeps attackers out costs emulated time, and nobody is kept out of this guest.
+    *("mitigations=off", "nokaslr", "init_on_alloc=0", "randomize_kstack_offset=off", "lsm=capability", "audit=0"),
+    *("cryptomgr.notests", "preempt=none"),
+    "rcupdate.rcu_expedited=1",  # namespaces and links go at once
+)
+"""The kernel's."""
+
+
 @dataclass(frozen=True, slots=True)
 class Nic:
     """A NIC of the guest."""
@@ -73,11 +83,7 @@ def command_line(
     argv = [PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "spiderpool-vm"]
     argv += ["-machine", "q35,usb=off,smbus=off", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
     argv += ["-smp", str(cpus), "-m", str(memory), "-kernel", image.kernel, "-initrd", image.initramfs]
-    # No address randomisation, no mitigations: they cost time, and nobody is kept out of this guest.
-    argv += [
-        "-append",
-        "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr cryptomgr.notests tsc=reliable net.ifnames=0",
-    ]
+    argv += ["-append", " ".join(PARAMETERS)]
     argv += ["-serial", f"file:{console}", "-device", "virtio-serial-pci"]
     for name, descriptor in (("output", output), ("control", control)):
         argv += [

@@ -1,9 +1,9 @@
 """Tests of guest/ run in a virtual machine, all of a session in one, and are reported here as if they had run here.
 
 On this machine they are only collected. The first of them starts the machine, where pytest runs those that were
-selected and writes down each report; here each test waits for its own. So `-k`, node ids, markers and tests.coverage work
-as with other tests, and a failure has its traceback. A machine that does not start, or ends too early, fails all tests
-that it left out.
+selected and writes down each report; here each test waits for its own. So `-k`, node ids, markers and tests.coverage
+work as with other tests, and a failure has its traceback. A machine that does not start, or ends too early, fails all
+tests that it left out.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).resolve().parent / "guest"
 REPORTS = "SPIDERPOOL_VM_REPORTS"
 """Environment variable of the guest's pytest: the file that it writes reports to."""
-BUDGET = 420
-"""Seconds that the machine lives at most. With the tests of the machine itself, the tier stays below eight minutes."""
+BUDGET = int(os.environ.get("SPIDERPOOL_VM_BUDGET", "390"))
+"""Seconds that the machine lives at most: with the tests of the machine itself, the tier stays below eight minutes.
+
+The environment variable is for machines that are busy with other things: computing slowly, the guest gets even slower.
+"""
 MEMORY = 2048
 
 

@@ -21,6 +21,8 @@ from typing import Any, Self
 OUTSIDE = "spt-outside"
 PF = "pf1"
 VFS = 7
+FAR = ("far1", "far2", "far3")
+NICS = "/sys/class/net"
 DEADLINE = 20.0
 """Seconds for anything that the network needs to come about; the guest computes slower than a machine by ten times."""
 
@@ -75,6 +77,14 @@ def ip(*words: str, netns: str = "") -> str:
     return done.stdout
 
 
+def ip_batch(*commands: str, netns: str = "") -> None:
+    """Have one `ip` carry out commands, one after another. Raises AssertionError with what it complains about."""
+    argv = ["ip", *(("-n", netns) if netns else ()), "-batch", "-"]
+    text = "".join(f"{command}\n" for command in commands)
+    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert done.returncode == 0, f"{'; '.join(commands)}: {done.stderr}"
+
+
 def links(netns: str = "") -> dict[str, Any]:
     """All links as `ip` tells them in JSON, by name."""
     return {link["ifname"]: link for link in json.loads(ip("-d", "-j", "link", "show", netns=netns))}
@@ -121,16 +131,16 @@ def namespace(name: str) -> Iterator[str]:
         ip("netns", "delete", name)
 
 
-def vfs() -> list[str]:
+def vfs() -> dict[int, str]:
     """The VFs that are on the node now, by their number."""
-    device = f"/sys/class/net/{PF}/device"
-    folders = [f"{device}/virtfn{number}/net" for number in range(VFS)]
-    return [name for folder in folders if os.path.isdir(folder) for name in os.listdir(folder)]
+    folders = {number: f"{NICS}/{PF}/device/virtfn{number}/net" for number in range(VFS)}
+    found = {number: os.listdir(folder) for number, folder in folders.items() if os.path.isdir(folder)}
+    return {number: names[0] for number, names in found.items() if names}
 
 
 def free_vf() -> str:
     """A VF that is on the node; all are made when the first is wanted, and stay."""
-    path = f"/sys/class/net/{PF}/device/sriov_numvfs"
+    path = f"{NICS}/{PF}/device/sriov_numvfs"
     with open(path) as file:
         there = int(file.read())
     if there != VFS:
@@ -138,7 +148,7 @@ def free_vf() -> str:
         with open(path, "w") as file:
             file.write(str(VFS))
         until(lambda: len(vfs()) == VFS, f"{PF} has {VFS} VFs on the node")
-    return vfs()[0]
+    return next(iter(vfs().values()))
 
 
 @dataclass
@@ -147,15 +157,15 @@ class Rig:
 
     _stack: ExitStack = field(default_factory=ExitStack)
     _segments: set[Segment] = field(default_factory=set)
+    _lent: dict[str, list[int]] = field(default_factory=dict)
+    """The VFs that each pod was given."""
 
     def __enter__(self) -> Self:
         try:
-            far = [name for name in links() if name.startswith("far")]
-            self._stack.callback(until, lambda: set(far) <= set(links()), "the far NICs are back on the node")
+            self._stack.callback(until, lambda: set(FAR) <= set(os.listdir(NICS)), "the far NICs are back on the node")
             self._stack.enter_context(namespace(OUTSIDE))
-            for name in far:
-                ip("link", "set", name, "netns", OUTSIDE)
-                ip("link", "set", name, "up", netns=OUTSIDE)
+            ip_batch(*(f"link set {name} netns {OUTSIDE}" for name in FAR))
+            ip_batch(*(f"link set {name} up" for name in FAR), netns=OUTSIDE)
         except BaseException:
             self._stack.close()
             raise
@@ -191,18 +201,20 @@ class Rig:
     def bond(self, name: str, slaves: tuple[str, ...], netns: str, *options: str) -> None:
         """Make a bond, up."""
         self._add(name, netns, words=("type", "bond", *options))
-        for slave in slaves:
-            ip("link", "set", slave, "down", netns=netns)
-            ip("link", "set", slave, "master", name, netns=netns)
-        ip("link", "set", name, "up", netns=netns)
+        commands = (f"link set {slave} {what}" for slave in slaves for what in ("down", f"master {name}"))
+        ip_batch(*commands, f"link set {name} up", netns=netns)
 
     @contextmanager
     def pod(self, name: str) -> Iterator[str]:
-        """A pod's network namespace. VFs that were moved there are back on the node afterwards."""
-        before = vfs()
+        """A pod's network namespace. VFs that were moved there are back on the node afterwards, by their old names."""
+        lent = self._lent.setdefault(name, [])
         with namespace(name):
             yield name
-        until(lambda: len(vfs()) >= len(before), "the VFs are back on the node")
+        until(lambda: set(lent) <= vfs().keys(), "the VFs are back on the node")
+        # While a link of the node's is called net1, the kernel makes no other net1 for a pod.
+        for number in lent:
+            now = vfs()[number]
+            ip_batch(f"link set {now} down", f"link set {now} name {PF}v{number}")
 
     def nic(self, kind: str, pod: str, name: str) -> Segment:
         """Give the pod a NIC without addresses, up, called `name`; the segment that it is on."""
@@ -210,8 +222,9 @@ class Rig:
         self.segment(segment)
         if kind == "sriov":
             vf = free_vf()
-            ip("link", "set", vf, "down")  # a link that is up keeps its name
-            ip("link", "set", vf, "netns", pod, "name", name)
+            self._lent[pod].append(next(number for number, link in vfs().items() if link == vf))
+            # A link that is up keeps its name.
+            ip_batch(f"link set {vf} down", f"link set {vf} netns {pod} name {name}")
         else:
             ip("link", "add", "link", segment.node, "name", name, "netns", pod, *words)
         ip("link", "set", name, "up", netns=pod)
@@ -226,8 +239,8 @@ class Rig:
     @staticmethod
     def address(segment: Segment, netns: str, link: str, number: int) -> None:
         """Give a link one address of each family."""
-        ip("addr", "add", f"{segment.v4(number)}/24", "dev", link, netns=netns)
-        ip("addr", "add", f"{segment.v6(number)}/64", "dev", link, "nodad", netns=netns)
+        addresses = (f"{segment.v4(number)}/24", f"{segment.v6(number)}/64 nodad")
+        ip_batch(*(f"addr add {address} dev {link}" for address in addresses), netns=netns)
 
 
 def remove(name: str) -> None:
