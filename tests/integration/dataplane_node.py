@@ -161,11 +161,11 @@ class Node:
         output, _ = self.start(code, inside=inside, **values).communicate(timeout=20)
         return json.loads(output)
 
-    def load(self, *arguments: str, action: str = "load") -> dict[str, Any]:
+    def load(self, *arguments: str, action: str = "load", timeout: float = 60) -> dict[str, Any]:
         """Run the loader; returns its answer."""
         command = [sys.executable, "-m", "agent.dataplane.load", action, "--pins", self.pins.directory]
         command += ["--cgroup", self.cgroup, "--headers-cache", self.settings.headers_cache, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
         assert done.stdout.count("\n") == 1, done.stderr
         result: dict[str, Any] = json.loads(done.stdout)
         assert result["ok"] == (done.returncode == 0)
