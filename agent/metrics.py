@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from plugins.coordinator.mending import KINDS
+
 CALLS = Counter(
     "spiderpool_agent_cni_calls",
     "CNI calls by plugin, command and the CNI error code they ended with (0: success).",
@@ -35,6 +37,20 @@ STOLEN = Gauge(
 )
 for _version in ("4", "6"):
     STOLEN.labels(_version)
+REPAIRS = Counter(
+    "spiderpool_agent_repairs",
+    "What was missing for pods and is restored: link (down), rp_filter, rule, route, neighbour, stale (a route or"
+    " neighbour that led elsewhere), node_address (in pods, after an address of the node came or went).",
+    ["kind"],
+)
+for _kind in KINDS:
+    REPAIRS.labels(_kind)
+REPAIR_FAILURES = Counter(
+    "spiderpool_agent_repair_failures", "Looks at pods, or at the node, that failed or could not restore all."
+)
+CUT_OFF = Gauge(
+    "spiderpool_agent_pods_cut_off", "Pods whose link to this node is gone, which only a new sandbox brings back."
+)
 QUEUE_LENGTH = Gauge("spiderpool_agent_queue_length", "Queued deletions that are still to be replayed.")
 QUEUE_REPLAYED = Counter(
     "spiderpool_agent_queue_replayed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
@@ -11,6 +12,7 @@ from agent.daemon import Rooms
 from agent.dataplane import Dataplane
 from agent.host import Host
 from agent.recheck import InUse, Recheck
+from agent.repair import RepairLoop
 from agent.settings import Settings
 from agent.upstream.settings import UpstreamSettings
 from daemon.health import Health
@@ -51,6 +53,10 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"ipam": ipam.run, "ifacer": ifacer.run}
     if source is not None:
         background["coordinator"] = source.run
+    if settings.coordinator.repair_interval:
+        background["repair"] = RepairLoop(
+            coordinator, settings.coordinator, ipam.held, lambda: ipam.ready(math.inf)
+        ).run
     if settings.collector.enabled:
         background["collector"] = Collector(store, node, settings.collector).run
     if settings.recheck.enabled:

@@ -44,6 +44,9 @@ from store.errors import StoreError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_DELETIONS = 1024
+"""How many deletions are remembered. What else a chain's DEL does follows at once, and then the pod goes."""
+
 
 class Coordinator(Plugin):
     """The `coordinator` CNI plugin of the node in whose network namespace the calling thread makes it and uses it."""
@@ -65,6 +68,8 @@ class Coordinator(Plugin):
         """One NIC of a pod after the other: they share its tables."""
         self._busy: Counter[str] = Counter()
         self._collections: list[set[str]] = []
+        self._deleted: dict[tuple[str, str], None] = {}
+        """The last NICs that were deleted, (container id, name): not to be repaired if their pod still lives."""
 
     async def close(self) -> None:
         """Wait for what is under way (bounded by the kernel's time limit) and close the sockets."""
@@ -79,7 +84,8 @@ class Coordinator(Plugin):
         if config.mode == "disable":
             return result
         task = Task(_attachment(call), config, _require_fd(call), self._settings.kernel_timeout, awaited)
-        async with self._pod(call), self._places, self._in_progress(task.attachment.host_link):
+        async with self._pod(call.container_id), self._places, self._in_progress(task.attachment.host_link):
+            self._deleted.pop((call.container_id, call.ifname), None)
             attached = await self._attach(call, task)
         if not config.pod_mac_prefix:
             return result
@@ -92,8 +98,11 @@ class Coordinator(Plugin):
         first = call.ifname == parse_default_nic(call.config, self._settings)
         work = detach_first if first else detach_further
         default_nic, timeout = parse_default_nic(call.config, self._settings), self._settings.kernel_timeout
-        async with self._pod(call):
+        async with self._pod(call.container_id):
             await self._remove(lambda: work(self._host, _attachment(call), call.netns_fd, default_nic, timeout))
+            self._deleted[call.container_id, call.ifname] = None
+            if len(self._deleted) > _DELETIONS:
+                del self._deleted[next(iter(self._deleted))]
 
     async def check(self, call: Call) -> None:
         """Compare the pod and the node with what ADD makes."""
@@ -102,7 +111,7 @@ class Coordinator(Plugin):
         if config.mode == "disable":
             return
         task = Task(_attachment(call), config, _require_fd(call), self._settings.kernel_timeout, awaited)
-        async with self._pod(call), self._places:
+        async with self._pod(call.container_id), self._places:
             found = await _settled(run_in_thread(lambda: differences(self._host, task, previous)))
         if found:
             raise CheckFailedError("the attachment is not as ADD left it", "; ".join(found))
@@ -150,10 +159,37 @@ class Coordinator(Plugin):
             config = parse_config(call.config, replace(settings, pod_default_route_nic=wishes.default_route_nic))
         return config, wishes.networks
 
-    def _pod(self, call: Call) -> asyncio.Lock:
-        lock = self._pods.get(call.container_id)
+    # Repair
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether NICs are being attached now."""
+        return bool(self._busy)
+
+    async def defaults(self) -> CoordinatorSettings:
+        """What a call's configuration is filled up from. Raises TryAgainLaterError if there is nothing to go by now."""
+        return await self._source.settings()
+
+    async def on_node(self, work: Callable[[Host], T]) -> T:
+        """The result of `work`, which blocks. Raises CniError."""
+        return await self._remove(lambda: work(self._host))
+
+    async def undisturbed(self, container_id: str, work: Callable[[Host, frozenset[str]], T]) -> T | None:
+        """The result of `work` in a thread of its own while nothing else is done to the pod; None if something is.
+
+        `work` gets the pod's NICs that were deleted of late. Raises CniError.
+        """
+        lock = self._pod(container_id)
+        if lock.locked():
+            return None
+        async with lock:
+            gone = frozenset(nic for owner, nic in self._deleted if owner == container_id)
+            return await _settled(run_in_thread(lambda: work(self._host, gone)))
+
+    def _pod(self, container_id: str) -> asyncio.Lock:
+        lock = self._pods.get(container_id)
         if lock is None:
-            lock = self._pods[call.container_id] = asyncio.Lock()
+            lock = self._pods[container_id] = asyncio.Lock()
         return lock
 
     async def _attach(self, call: Call, task: Task) -> Attached:

@@ -66,7 +66,7 @@ def read_pod(pod: Netlink, ifname: str) -> PodFacts:
             raise AddressConflictError(
                 "an address of the pod is in use", f"{address.address} on {ifname}: duplicate address detection failed"
             )
-    nics = _nics(links, found)
+    nics = nics_of(links, found)
     nic = next((nic for nic in nics if nic.name == ifname), None)
     if nic is None:
         raise InvalidEnvironmentError("CNI_IFNAME is not a NIC", f"{ifname!r} is the coordinator's own or loopback")
@@ -76,7 +76,7 @@ def read_pod(pod: Netlink, ifname: str) -> PodFacts:
 def read_nics(pod: Netlink) -> tuple[Mapping[str, rtlink.Link], tuple[PodNic, ...]]:
     """All links by name, and as NICs all but lo and veth0. Raises BatchError, OSError."""
     links, found = _read_links(pod)
-    return links, _nics(links, found)
+    return links, nics_of(links, found)
 
 
 def _read_links(pod: Netlink) -> tuple[dict[str, rtlink.Link], list[rtlink.LinkAddress]]:
@@ -85,7 +85,8 @@ def _read_links(pod: Netlink) -> tuple[dict[str, rtlink.Link], list[rtlink.LinkA
     return links, [address for address in found if usable(address.address)]
 
 
-def _nics(links: Mapping[str, rtlink.Link], found: list[rtlink.LinkAddress]) -> tuple[PodNic, ...]:
+def nics_of(links: Mapping[str, rtlink.Link], found: list[rtlink.LinkAddress]) -> tuple[PodNic, ...]:
+    """All `links` but lo and veth0, as NICs; `found` holds usable addresses."""
     return tuple(
         _nic(link, [address for address in found if address.ifindex == link.ifindex])
         for link in sorted(links.values())

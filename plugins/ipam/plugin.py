@@ -153,6 +153,10 @@ class Ipam(Plugin):
             await self._coordinators.synced()
             await self._pods.ready()
 
+    def held(self) -> list[Claim]:
+        """This node's claims as far as they are known now."""
+        return [claim for claims in self._held.sets().values() for claim in claims]
+
     def asked_about(self) -> list[tuple[Claim, str]]:
         """This node's claims of pools with conflict detection, as of now, each with its pool's gateway (or nothing)."""
         return [

@@ -50,7 +50,7 @@ _IFLA_TXQLEN, _IFLA_LINKINFO, _IFLA_IFALIAS = 13, 18, 20
 _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 26, 27, 28, 29
 _IFLA_CARRIER_DOWN_COUNT = 48
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
-_IFLA_LINK_NETNSID, _IFA_TARGET_NETNSID = 37, 10
+_IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID, _IFA_TARGET_NETNSID = 37, 46, 10
 _SKIP_STATS = 1 << 3
 _IFLA_INET_CONF, _DEVCONF_RP_FILTER = 1, 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
@@ -182,9 +182,11 @@ def link_get_index(index: int) -> Message:
     return Message(RTM_GETLINK, 0, body, f"look up link {index}")
 
 
-def link_dump(kind: str = "") -> Message:
-    """Ask for all links, or for those of `kind`."""
+def link_dump(kind: str = "", netns: int = -1) -> Message:
+    """Ask for all links, or for those of `kind`; in the namespace that a link's `peer_netns` tells, or the socket's."""
     body = _IFINFO.pack(AF_UNSPEC, 0, 0, 0, 0) + u32_attribute(_IFLA_EXT_MASK, _SKIP_STATS)
+    if netns >= 0:
+        body += u32_attribute(_IFLA_TARGET_NETNSID, netns)
     if kind:
         body += attribute(_IFLA_LINKINFO, attribute(_INFO_KIND, kind.encode()))
     return Message(RTM_GETLINK, NLM_F_DUMP, body, f"list {kind} links" if kind else "list links")
@@ -208,6 +210,13 @@ def parse_link(body: bytes) -> Link:
         group=int_in(found.get(_IFLA_GROUP)),
         peer_netns=int_in(found[_IFLA_LINK_NETNSID]) if _IFLA_LINK_NETNSID in found else -1,
     )
+
+
+def parse_rp_filter(body: bytes) -> int:
+    """The link's own `net.ipv4.conf.*.rp_filter` in an RTM_NEWLINK; 0 if it tells none."""
+    of_ipv4 = attributes(attributes(body, 16).get(_IFLA_AF_SPEC, b"")).get(AF_INET, b"")
+    values = attributes(of_ipv4).get(_IFLA_INET_CONF, b"")
+    return int_in(values[4 * (_DEVCONF_RP_FILTER - 1) :])
 
 
 def parse_link_state(body: bytes) -> LinkState | None:
