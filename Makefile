@@ -9,7 +9,7 @@ BIN := build/venv/bin
 export PYTHONPATH := $(CURDIR)
 export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/build/zig-cache
 
-.PHONY: help demo test test-all test-unit test-integration test-e2e kube test-kube soak coverage bench bench-kube lint generate format lock clean run-env dev-env kube-env shim shim-all
+.PHONY: help demo test test-all test-unit test-integration test-e2e kube test-kube vm test-vm soak coverage bench bench-kube lint generate format lock clean run-env dev-env kube-env vm-env shim shim-all
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -22,6 +22,9 @@ dev-env: # what lint, tests and benchmarks need as well
 
 kube-env: # what Kubernetes nodes on this machine need as well
 	@lab/provision.sh kube
+
+vm-env: # what virtual machines need as well
+	@lab/provision.sh vm
 
 shim: # the CNI executable for this machine
 	@plugins/shim/build.sh native
@@ -55,6 +58,12 @@ kube: kube-env ## build Kubernetes, etcd and upstream from the Go modules that l
 
 test-kube: kube ## against a real API server and kubelets; not part of `make test` yet (root, Go 1.25 or later)
 	@$(PY) tests/run.py $(BIN)/pytest tests/kube
+
+vm: vm-env ## a virtual machine's kernel and initramfs, from the distribution's packages
+	@$(PY) -m lab.vm build
+
+test-vm: vm ## kernel features that this machine may lack, in a virtual machine; not part of `make test` yet (root, 8 minutes)
+	@$(PY) tests/run.py $(BIN)/pytest tests/vm
 
 soak: kube ## histories of addresses for ten minutes, and mistakes in the code that they must find (root, 25 minutes)
 	@$(PY) tests/run.py $(BIN)/pytest tests/kube -m soak -s
