@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from ipaddress import ip_address
 from typing import Any, TypeVar
 
 from plugins.cni import Call, Command
@@ -51,6 +50,21 @@ def ip(*words: str, check: bool = True) -> str:
     return done.stdout
 
 
+def batch(namespace: str, lines: list[str]) -> None:
+    """As `ip`, several of them."""
+    argv, text = ["ip", "-n", namespace, "-batch", "-"], "\n".join(lines)
+    done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode:
+        raise AssertionError(f"ip -n {namespace}: {text}\n{done.stderr}")
+
+
+def add_address(namespace: str, address: str, link: str, *, whole: bool = False) -> None:
+    """Put an address on a link: /24 or /64, or alone in its network."""
+    v6 = ":" in address
+    length = (128 if v6 else 32) if whole else (64 if v6 else 24)
+    ip("-n", namespace, "address", "add", f"{address}/{length}", "dev", link, *(["nodad"] if v6 else []))
+
+
 @dataclass
 class Pod:
     name: str
@@ -59,6 +73,8 @@ class Pod:
     fd: int = -1
     further: dict[str, list[str]] = field(default_factory=dict)
     """Addresses of further NICs, by name."""
+    seats: dict[str, Segment] = field(default_factory=dict)
+    """The segments that its NICs are on, by name."""
     overlay: str = ""
     """Name of the node's end of eth0, in a pod of an overlay."""
 
@@ -121,26 +137,39 @@ class Pod:
 
 @dataclass
 class Segment:
-    """A network of further NICs: a namespace at its other end, which is its router and has addresses behind it."""
+    """A network of NICs: a namespace at its other end, which is its router and has addresses behind it.
+
+    Number 0 is the one of the node's own address and of pods' first NICs.
+    """
 
     number: int
     name: str
+    """Of the namespace."""
     fd: int
-
-    @property
-    def master(self) -> str:
-        """The node's link to it."""
-        return f"seg{self.number}"
-
-    def gateway(self, version: int) -> str:
-        return f"172.31.{20 + self.number}.1" if version == 4 else f"fd31:{20 + self.number}::1"
-
-    def behind(self, version: int) -> str:
-        """Somebody whom only this segment's router knows."""
-        return f"203.0.113.{self.number}" if version == 4 else f"2001:db8:{20 + self.number}::7"
+    master: str
+    """The node's link to it."""
+    link: str = "eth0"
+    """The namespace's."""
 
     def address(self, version: int, number: int) -> str:
-        return f"172.31.{20 + self.number}.{number}" if version == 4 else f"fd31:{20 + self.number}::{number}"
+        third = 9 if self.number == 0 else 20 + self.number
+        return f"172.31.{third}.{number}" if version == 4 else f"fd31:{third}::{number}"
+
+    def gateway(self, version: int) -> str:
+        return self.address(version, 1)
+
+    def behind(self, version: int) -> str:
+        """Somebody whom only this segment's router knows; that of number 0 seems to be in the network of number 1."""
+        if self.number == 0:
+            return "172.31.21.200" if version == 4 else "fd31:21::200"
+        return f"203.0.113.{self.number}" if version == 4 else f"2001:db8:{20 + self.number}::7"
+
+    def equip(self) -> None:
+        """Give the namespace its addresses, and set its link up."""
+        for version in (4, 6):
+            add_address(self.name, self.gateway(version), self.link)
+            add_address(self.name, self.behind(version), "lo", whole=True)
+        ip("-n", self.name, "link", "set", self.link, "up")
 
 
 @dataclass
@@ -191,38 +220,60 @@ class Node:
         if number not in self.segments:
             name = f"spt-{secrets.token_hex(4)}"
             ip("netns", "add", name)
-            made = Segment(number, name, os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC))
-            self.segments[number] = made
+            fd = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            made = self.segments[number] = Segment(number, name, fd, f"seg{number}")
             ip("-n", name, "link", "set", "lo", "up")
             ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", made.master, "netns", self.name)
-            for version, length, whole in ((4, 24, 32), (6, 64, 128)):
-                extra = ["nodad"] if version == 6 else []
-                ip("-n", name, "address", "add", f"{made.gateway(version)}/{length}", "dev", "eth0", *extra)
-                ip("-n", name, "address", "add", f"{made.behind(version)}/{whole}", "dev", "lo", *extra)
-            ip("-n", name, "link", "set", "eth0", "up")
+            made.equip()
             ip("-n", self.name, "link", "set", made.master, "up")
-            ip("-n", self.far, "route", "add", f"{made.address(4, 0)}/24", "via", SECOND4)
-            ip("-n", self.far, "-6", "route", "add", f"{made.address(6, 0)}/64", "via", SECOND6)
+            self.lead_from_far(made)
         return self.segments[number]
 
     def nic(self, pod: Pod, number: int, versions: str = "46", name: str = "") -> str:
-        """A further NIC of `pod` on the segment of that number, as the macvlan CNI plugin leaves it; its name."""
+        """A further NIC of `pod` on the segment of that number, as the CNI plugin of its kind leaves it; its name."""
         segment, name = self.segment(number), name or f"net{number}"
         last = self.pods.index(pod) + 10
         pod.further[name] = [segment.address(int(version), last) for version in versions]
-        self._macvlan(pod, segment.master, name, pod.further[name])
-        for version in versions:
-            how = "prepend" if version == "4" else "append"
-            pod.ip(f"-{version}", "route", how, "default", "via", segment.gateway(int(version)), "dev", name)
+        self._attach(pod, segment, name, pod.further[name])
         return name
 
-    def _macvlan(self, pod: Pod, master: str, name: str, addresses: list[str]) -> None:
-        ip("-n", self.name, "link", "add", "tmp0", "link", master, "type", "macvlan", "mode", "bridge")
+    def lay_out_far(self) -> None:
+        """Make the link to `far`, with addresses and routes on both sides."""
+        ip("-n", self.far, "link", "add", "eth0", "type", "veth", "peer", "name", "eth2", "netns", self.name)
+        for namespace, link, addresses in (
+            (self.name, "eth2", (SECOND4, SECOND6)),
+            (self.far, "eth0", ("10.77.0.2", "fd77::2")),
+        ):
+            ip("-n", namespace, "link", "set", link, "up")
+            for address in addresses:
+                add_address(namespace, address, link)
+        for address in (FAR4, FAR6):
+            add_address(self.far, address, "eth0", whole=True)
+        self.ip("route", "add", FAR4, "via", "10.77.0.2")
+        self.ip("-6", "route", "add", FAR6, "via", "fd77::2")
+
+    def lead_from_far(self, segment: Segment) -> None:
+        """Let `far` send to the pods of a segment by way of the node."""
+        for version, length, gateway in ((4, 24, SECOND4), (6, 64, SECOND6)):
+            ip("-n", self.far, f"-{version}", "route", "add", f"{segment.address(version, 0)}/{length}", "via", gateway)
+
+    def link(self, pod: Pod, segment: Segment, name: str) -> None:
+        """Give the pod a NIC on a segment, down and without addresses."""
+        ip("-n", self.name, "link", "add", "tmp0", "link", segment.master, "type", "macvlan", "mode", "bridge")
         ip("-n", self.name, "link", "set", "tmp0", "netns", pod.name, "name", name)
-        pod.ip("link", "set", name, "up")
+
+    def _attach(self, pod: Pod, segment: Segment, name: str, addresses: list[str]) -> None:
+        pod.seats[name] = segment
+        self.link(pod, segment, name)
+        lines = [f"link set {name} up"]
         for address in addresses:
-            extra = ["nodad"] if ":" in address else []
-            pod.ip("address", "add", f"{address}/{64 if ':' in address else 24}", "dev", name, *extra)
+            v6 = ":" in address
+            family, length, extra = (6, 64, "nodad") if v6 else (4, 24, "")
+            lines.append(f"address add {address}/{length} dev {name} {extra}")
+            # As the CNI plugins do: of IPv4's default routes the last one is the first.
+            how = "append" if v6 else "prepend"
+            lines.append(f"route {how} default via {segment.gateway(family)} dev {name}")
+        batch(pod.name, lines)
 
     def _new_pod(self, addresses: list[str], container_id: str) -> Pod:
         name = f"spt-{secrets.token_hex(4)}"
@@ -240,8 +291,9 @@ class Node:
         pod = self._new_pod(addresses, "")
         pod.overlay = f"cali{secrets.token_hex(5)}"
         ip("-n", pod.name, "link", "add", "eth0", "type", "veth", "peer", "name", pod.overlay, "netns", self.name)
+        for path, value in ((f"ipv4/conf/{pod.overlay}/proxy_arp", "1"), (f"ipv6/conf/{pod.overlay}/accept_dad", "0")):
+            self.run(partial(sysctl, path, value))
         self.ip("link", "set", pod.overlay, "address", "ee:ee:ee:ee:ee:ee", "up")
-        self.run(partial(sysctl, f"ipv4/conf/{pod.overlay}/proxy_arp", "1"))
         pod.ip("link", "set", "eth0", "up")
         for address in addresses:
             v6 = ":" in address
@@ -254,15 +306,19 @@ class Node:
         return pod
 
     def pod(self, *addresses: str, container_id: str = "") -> Pod:
-        """A namespace with a macvlan eth0 as the macvlan CNI plugin leaves it."""
+        """A namespace with an eth0 on segment 0 as the CNI plugin of its kind leaves it."""
         number = len(self.pods) + 10
         pod = self._new_pod(list(addresses or (f"172.31.9.{number}", f"fd31:9::{number}")), container_id)
-        self._macvlan(pod, "eth0", "eth0", pod.addresses)
-        if any("." in a for a in pod.addresses):
-            pod.ip("route", "add", "default", "via", ROUTER4)
-        if any(":" in a for a in pod.addresses):
-            pod.ip("-6", "route", "add", "default", "via", ROUTER6)
+        self._attach(pod, self.segments[0], "eth0", pod.addresses)
         return pod
+
+    def remove(self, pod: Pod) -> None:
+        """End the pod. Its links go at once, not when the kernel gets to it."""
+        if pod.overlay:
+            self.ip("link", "delete", pod.overlay)
+        os.close(pod.fd)
+        pod.fd = -1
+        ip("netns", "delete", pod.name)
 
     def state(self) -> dict[str, Any]:
         """Everything on the node that an attachment may change."""
@@ -309,52 +365,53 @@ def sysctl(path: str, value: str) -> None:
         file.write(value)
 
 
-def _lay_out(name: str, router: str, far: str) -> None:
-    for namespace in (name, router, far):
-        ip("netns", "add", namespace)
-        ip("-n", namespace, "link", "set", "lo", "up")
-    ip("-n", router, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", name)
-    ip("-n", far, "link", "add", "eth0", "type", "veth", "peer", "name", "eth2", "netns", name)
-    for namespace, link, addresses in (
-        (name, "eth0", (f"{FIRST4}/24", f"{NODE4}/24", f"{NODE6}/64")),
-        (name, "eth2", (f"{SECOND4}/24", f"{SECOND6}/64")),
-        (router, "eth0", (f"{ROUTER4}/24", f"{ROUTER6}/64")),
-        (far, "eth0", ("10.77.0.2/24", "fd77::2/64", f"{FAR4}/32", f"{FAR6}/128")),
-    ):
-        ip("-n", namespace, "link", "set", link, "up")
-        for address in addresses:
-            ip("-n", namespace, "address", "add", address, "dev", link, *(["nodad"] if ":" in address else []))
-    for family, network, gateway, back, through in (
-        ("-4", "172.31.9.0/24", SECOND4, FAR4, "10.77.0.2"),
-        ("-6", "fd31:9::/64", SECOND6, FAR6, "fd77::2"),
-    ):
-        ip("-n", far, family, "route", "add", network, "via", gateway)
-        ip("-n", name, family, "route", "add", back, "via", through)
+def _lay_out(made: Node) -> None:
+    name = made.name
+    ip("-n", made.router, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", name)
+    made.segments[0].equip()
+    for address in (FIRST4, NODE4, NODE6):
+        add_address(name, address, "eth0")
+    made.ip("link", "set", "eth0", "up")
+    made.lay_out_far()
+    made.lead_from_far(made.segments[0])
     # A link of the node whose address belongs to a container network, so that pods do not look for it on the node.
-    ip("-n", name, "link", "add", "docker0", "type", "bridge")
-    ip("-n", name, "address", "add", "172.17.0.1/16", "dev", "docker0")
-    ip("-n", name, "link", "set", "docker0", "up")
+    batch(name, ["link add docker0 type bridge", "address add 172.17.0.1/16 dev docker0", "link set docker0 up"])
+    for family in ("ipv4", "ipv6"):
+        made.run(partial(sysctl, f"{family}/conf/all/forwarding", "1"))
 
 
 @contextmanager
 def node() -> Iterator[Node]:
     """A node that forwards; everything is removed in the end."""
-    names = [f"spt-{secrets.token_hex(4)}" for _ in range(3)]
+    with namespaces(3) as (names, fds):
+        segments = {0: Segment(0, names[1], fds[1], "eth0")}
+        made = Node(names[0], names[1], names[2], fds[0], fds[1], fds[2], segments=segments)
+        try:
+            _lay_out(made)
+            yield made
+        finally:
+            further = [segment for segment in made.segments.values() if segment.number]
+            living = [(pod.name, pod.fd) for pod in made.pods if pod.fd >= 0]
+            for name, fd in (*living, *((segment.name, segment.fd) for segment in further)):
+                os.close(fd)
+                ip("netns", "del", name, check=False)
+
+
+@contextmanager
+def namespaces(count: int) -> Iterator[tuple[list[str], list[int]]]:
+    """Network namespaces with lo up: their names and descriptors."""
+    names = [f"spt-{secrets.token_hex(4)}" for _ in range(count)]
     fds: list[int] = []
-    pods: list[Pod] = []
-    segments: dict[int, Segment] = {}
     try:
-        _lay_out(*names)
-        fds += (os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in names)
-        made = Node(names[0], names[1], names[2], fds[0], fds[1], fds[2], pods, segments)
-        for family in ("ipv4", "ipv6"):
-            made.run(partial(sysctl, f"{family}/conf/all/forwarding", "1"))
-        yield made
+        for name in names:
+            ip("netns", "add", name)
+            fds.append(os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC))
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names, fds
     finally:
-        further = list(segments.values())
-        for fd in (*fds, *(segment.fd for segment in further), *(pod.fd for pod in pods if pod.fd >= 0)):
+        for fd in fds:
             os.close(fd)
-        for name in (*(pod.name for pod in pods), *(segment.name for segment in further), *names):
+        for name in names:
             ip("netns", "del", name, check=False)
 
 
@@ -429,32 +486,3 @@ def ping(client: int, target: str, source: str = "", wait: float = WAIT) -> None
             reply = data if v6 else data[20:]
             if reply[0] == (129 if v6 else 0) and reply[4:12] == token:
                 return
-
-
-class Sent:
-    """Which NICs of a pod send packets from one address to another."""
-
-    def __init__(self, pod: Pod) -> None:
-        everything = socket.htons(0x0003)
-        self._socket = pod.run(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, everything))
-        self._socket.setblocking(False)
-
-    def __enter__(self) -> Sent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def by(self, source: str, target: str) -> set[str]:
-        """The NICs, of what was sent since the last question."""
-        outgoing = 4
-        found: set[str] = set()
-        own, other = ip_address(source).packed, ip_address(target).packed
-        while True:
-            try:
-                data, where = self._socket.recvfrom(2000)
-            except BlockingIOError:
-                return found
-            ends = (data[12:16], data[16:20]) if len(own) == 4 else (data[8:24], data[24:40])
-            if where[2] == outgoing and ends == (own, other):
-                found.add(where[0])
