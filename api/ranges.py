@@ -198,6 +198,21 @@ class FreeSet:
         low, high = self._intervals[random.randrange(len(self._intervals))]
         return random.randint(low, high)
 
+    def scatter(self, random: Random) -> int | None:
+        """A random free address, each as likely as any other; None if there is none. Costs a look at each interval."""
+        if not self._intervals:
+            return None
+        ((low, high),) = random.choices(self._intervals, [high - low + 1 for low, high in self._intervals])
+        return random.randint(low, high)
+
+    def following(self, number: int) -> int | None:
+        """The first free address from `number` on, or else the lowest of all; None if there is none."""
+        if number in self:
+            return number
+        if not self._intervals:
+            return None
+        return self._intervals[(self._find(number) + 1) % len(self._intervals)][0]
+
     def take(self, number: int) -> bool:
         """Remove an address; False if it was not there."""
         index = self._find(number)

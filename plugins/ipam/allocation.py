@@ -174,12 +174,12 @@ class Allocator:
         return picks, None
 
     def _pick(self, attempt: Attempt, family: Family) -> Pick | None:
-        """A free address of the best pool that has one; None also if a pool is not in view yet."""
+        """A free address of the best pool that has one; None also if a pool's claims are to be seen first."""
         fixed = attempt.request.fixed.get(family)
         for pool in attempt.candidates[family].pools:
             if fixed is not None and fixed not in pool.addresses:
                 continue
-            view = self._views.get(pool.name)
+            view = self._views.usable(pool)
             if view is None:
                 return None
             view.last_used = asyncio.get_running_loop().time()
@@ -188,6 +188,8 @@ class Allocator:
             number = view.pick()
             if number is not None:
                 return Pick(view, pool, to_address(family, number))
+            if not view.informer.is_synced:
+                return None
         if fixed is not None:
             names = ", ".join(pool.name for pool in attempt.candidates[family].pools)
             raise InvalidConfigError(

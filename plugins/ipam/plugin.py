@@ -82,8 +82,8 @@ class Ipam(Plugin):
         self._catalog = Catalog(
             store, node, settings, self._pool_changed, self._reserved_changed, knows_pods=knows_pods
         )
-        self._views = Views(store, self._reserved_of, self._spawn, Random())
         self._held = NodeClaims(store, node)
+        self._views = Views(store, self._reserved_of, self._spawn, Random(), self._held.informer.values)
         self._writer = ClaimWriter(store, self._held, self._views, provider)
         self._coordinators = Informer(store, Coordinator)
         self._policy = Policy(settings, self._catalog.get, self._cluster)

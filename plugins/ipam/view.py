@@ -1,6 +1,7 @@
 """What this agent believes to be free in the pools it uses.
 
-A view is a hint for choosing and never a permission: only creating the claim is. It may be late in both directions;
+A view is a hint for choosing and never a permission: only creating the claim is. It begins with what this agent has
+itself, and goes on guessing as long as that pays; then it follows the pool's claims. It may be late in both directions;
 an address that it wrongly offers costs one refused creation, and before it makes an ADD fail it is read afresh.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from itertools import islice
 from random import Random
 from socket import AF_INET, AF_INET6, inet_pton
@@ -18,6 +19,7 @@ from api.claim import LABEL_POOL, Claim, claim_name, label_value
 from api.ranges import FreeSet, IPSet, to_address
 from plugins.ipam.candidates import PoolFacts
 from plugins.ipam.concurrency import Coalesced
+from plugins.ipam.guesses import Guesses
 from store.errors import InvalidError, NotFoundError
 from store.informer import Informer
 from store.port import Query, Store
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _BATCH = 32
 """Claims read at a time when contested addresses are settled."""
+_SPARSE = 10
+"""A pool of which less than this part of one is taken is not followed for long: guesses cost less."""
 
 
 class PoolView:
@@ -36,9 +40,12 @@ class PoolView:
     and sometimes the claim names another pool (overlapping pools) and no event will ever come.
     """
 
-    def __init__(self, store: Store, facts: PoolFacts, reserved: IPSet, random: Random) -> None:
+    def __init__(
+        self, store: Store, facts: PoolFacts, reserved: IPSet, random: Random, own: Iterable[Claim] = ()
+    ) -> None:
         self._store = store
         self._random = random
+        self._guesses = Guesses(random)
         self._query = Query(labels={LABEL_POOL: label_value(facts.name)})
         self.name = facts.name
         self.informer = Informer(store, Claim, self._query, on_change=self._changed)
@@ -50,6 +57,11 @@ class PoolView:
         self.last_used = 0.0
         """Loop time of the last choice."""
         self._claimed: set[int] = set()
+        """What the informer has."""
+        self._own = {number for claim in own if (number := _number(claim)) is not None}
+        """What this agent has, until all claims were seen."""
+        self.followed = False
+        """All claims are seen, or about to be."""
         self.waiters: set[asyncio.Future[None]] = set()
         """Done when an address may have become free."""
         self.refresh = Coalesced(self._read_afresh)
@@ -62,14 +74,53 @@ class PoolView:
         self._reserved_count = (facts.addresses & reserved).count
         self._base = facts.addresses - reserved
         self._free = FreeSet(self._base)
-        for taken in (self._claimed, self.in_flight, self.contested):
+        for taken in (self._claimed, self._own, self.in_flight, self.contested):
             for number in taken:
                 self._free.take(number)
         self._wake()
 
+    @property
+    def usable(self) -> bool:
+        """Whether to choose now, and not to see all claims first."""
+        return self.informer.is_synced or self._guesses.pay
+
+    @property
+    def sparse(self) -> bool:
+        """Whether so little is taken that following it is not worth while."""
+        return self.informer.is_synced and len(self._claimed) * _SPARSE < self._base.count
+
+    def seen(self) -> None:
+        """All claims are in view: what was known before counts no more."""
+        before = {*self._own, *self.contested}
+        self._own.clear()
+        self.contested.clear()
+        for number in before:
+            self._offer(number)
+
+    def learn(self, claim: Claim) -> None:
+        """Take an own write in at once."""
+        if self.followed:
+            self.informer.learn(claim)
+        elif (number := _number(claim)) is not None and number not in self._own:
+            self._own.add(number)
+            self._free.take(number)
+            self._guesses.right()
+
+    def forget(self, claim: Claim) -> None:
+        """Take an own deletion in at once."""
+        if self.followed:
+            self.informer.forget(claim)
+        if (number := _number(claim)) is not None and number in self._own:
+            self._own.discard(number)
+            self._offer(number)
+
     def pick(self) -> int | None:
-        """Choose a free address at random and hold it in flight until `done`; None if none is believed to be free."""
-        number = self._free.pick(self._random)
+        """Choose an address and hold it in flight until `done`; None if none is believed to be free.
+
+        At random, once all claims were seen: then all agents see the same ones as free.
+        """
+        free = self._free
+        number = free.pick(self._random) if self.informer.is_synced else self._guesses.pick(free)
         if number is not None:
             self.hold(number)
         return number
@@ -86,6 +137,7 @@ class PoolView:
 
     def contest(self, number: int) -> None:
         """Somebody else has the claim of this address."""
+        self._guesses.wrong()
         if number not in self._claimed:
             self.contested.setdefault(number, "")
             self._free.take(number)
@@ -173,6 +225,7 @@ class PoolView:
         if (
             number in self._base
             and number not in self._claimed
+            and number not in self._own
             and number not in self.in_flight
             and number not in self.contested
         ):
@@ -218,11 +271,13 @@ class Views:
         reserved: Callable[[PoolFacts], IPSet],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         random: Random,
+        own: Callable[[], Iterable[Claim]],
     ) -> None:
         self._store = store
         self._reserved = reserved
         self._spawn = spawn
         self._random = random
+        self._own = own
         self._views: dict[str, PoolView] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -231,14 +286,28 @@ class Views:
         view = self._views.get(name)
         return view if view is not None and view.informer.is_synced else None
 
+    def usable(self, facts: PoolFacts) -> PoolView | None:
+        """The pool's view if an address is to be chosen from it now; None if all claims are to be seen first."""
+        view = self._begun(facts)
+        return view if view.usable else None
+
     async def open(self, facts: PoolFacts) -> PoolView:
-        """The pool's view, begun if need be, after it has seen all claims once."""
+        """The pool's view after it has seen all claims once; it follows them from then on."""
+        view = self._begun(facts)
+        if not view.followed:
+            view.followed = True
+            self._tasks[facts.name] = self._spawn(view.informer.run())
+        if not view.informer.is_synced:
+            await view.informer.synced()
+            view.seen()
+        return view
+
+    def _begun(self, facts: PoolFacts) -> PoolView:
         view = self._views.get(facts.name)
         if view is None:
-            view = self._views[facts.name] = PoolView(self._store, facts, self._reserved(facts), self._random)
+            own = [claim for claim in self._own() if claim.spec.pool == facts.name]
+            view = self._views[facts.name] = PoolView(self._store, facts, self._reserved(facts), self._random, own)
             view.last_used = asyncio.get_running_loop().time()
-            self._tasks[facts.name] = self._spawn(view.informer.run())
-        await view.informer.synced()
         return view
 
     def rebase(self, facts: PoolFacts) -> None:
@@ -255,17 +324,18 @@ class Views:
         """Take an own write in at once."""
         view = self._views.get(claim.spec.pool)
         if view is not None:
-            view.informer.learn(claim)
+            view.learn(claim)
 
     def forget(self, claim: Claim) -> None:
         """Take an own deletion in at once."""
         view = self._views.get(claim.spec.pool)
         if view is not None:
-            view.informer.forget(claim)
+            view.forget(claim)
 
     def close_idle(self, before: float) -> None:
-        """Stop following the pools that were last used before that loop time."""
+        """Stop following the pools that were last used before that loop time, and those that are hardly used."""
         for name, view in list(self._views.items()):
-            if view.last_used < before and not view.in_flight:
+            if (view.last_used < before or view.sparse) and not view.in_flight:
                 del self._views[name]
-                self._tasks.pop(name).cancel()
+                if task := self._tasks.pop(name, None):
+                    task.cancel()

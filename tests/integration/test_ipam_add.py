@@ -591,8 +591,9 @@ def test_a_stale_view_does_not_refuse(tmp_path: Path) -> None:
         async with node(tmp_path) as (ipam, store):
             await pool(store, "v4", "10.6.0.10")
             await ipam.add(call("a"))
-            view = ipam._views.get("v4")
-            assert view is not None
+            facts = ipam._catalog.get("v4")
+            assert facts is not None
+            await ipam._views.open(facts)
             ipam._views._tasks["v4"].cancel()
             claim = (await claims(store))["10.6.0.10"]
             await store.delete(Claim, claim.metadata.name)
@@ -702,6 +703,65 @@ def test_partial_sets_are_collected_after_the_grace(tmp_path: Path) -> None:
             async with running(store, settings=IpamSettings(partial_grace=0.4)):
                 await until(lambda: gone(store, partial[1]))
                 assert set(await claims(store)) == {*whole, in_use[1]}
+
+    asyncio.run(main())
+
+
+def test_a_pool_is_followed_only_when_guesses_fail(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as (ipam, store), running(store, node="node2") as other:
+            await pool(store, "v4", "10.6.0.0-10.6.0.199")
+            for i in range(50):
+                await ipam.add(call(f"a{i}"))
+                await other.add(call(f"b{i}"))
+            followed = ipam._views.get("v4") is not None, other._views.get("v4") is not None
+            for i in range(100):
+                await ipam.add(call(f"c{i}"))
+            with pytest.raises(ExhaustedError, match=r"v4: full \(200 of 200 in use\)"):
+                await ipam.add(call("d"))
+            assert ipam._views.get("v4") is not None
+            assert len(await claims(store)) == 200
+            assert not all(followed), "half a pool was given"
+
+    asyncio.run(main())
+
+
+def test_addresses_that_others_gave_back_are_found_again(tmp_path: Path) -> None:
+    """What a guess has found taken is not taken for good, and what went before the claims were seen is known."""
+
+    async def main() -> None:
+        async with node(tmp_path) as (ipam, store), running(store, node="node2") as other:
+            await pool(store, "v4", "10.6.0.0-10.6.0.7")
+            for i in range(6):
+                await other.add(call(f"b{i}"))
+            await ipam.add(call("a0"))
+            await ipam.add(call("a1"))  # it has met others by now, or followed the pool
+            for i in range(6):
+                await other.delete(call(f"b{i}", "DEL"))
+            await ipam.delete(call("a0", "DEL"))
+            for i in range(7):
+                await ipam.add(call(f"c{i}"))
+            assert len(await claims(store)) == 8
+
+    asyncio.run(main())
+
+
+def test_a_pool_that_is_hardly_used_is_not_followed_for_long(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path, settings=IpamSettings(partial_grace=0.4)) as (ipam, store):
+            for name, number in (("sparse", 6), ("crowded", 7)):
+                await pool(store, name, f"10.{number}.0.10-10.{number}.0.30", subnet=f"10.{number}.0.0/16")
+            await ipam.add(call("a", v4=("sparse",)))
+            for i in range(3):
+                await ipam.add(call(f"b{i}", v4=("crowded",)))
+            for name in ("sparse", "crowded"):
+                facts = ipam._catalog.get(name)
+                assert facts is not None
+                await ipam._views.open(facts)
+            await until(lambda: settled(lambda: ipam._views.get("sparse") is None))
+            assert ipam._views.get("crowded") is not None
+            await ipam.add(call("c", v4=("sparse",)))
+            assert len(await claims(store)) == 5
 
     asyncio.run(main())
 

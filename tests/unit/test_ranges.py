@@ -46,6 +46,9 @@ def test_free_set_follows_a_set(start: list[tuple[int, int]], steps: list[tuple[
         assert {n for low, high in free for n in range(low, high + 1)} == model
         picked = free.pick(random)
         assert picked in model if model else picked is None
+        scattered = free.scatter(random)
+        assert scattered in model if model else scattered is None
+        assert free.following(number) == min((n for n in model if n >= number), default=min(model, default=None))
 
 
 def test_a_48_costs_what_a_28_costs() -> None:
