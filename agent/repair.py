@@ -38,6 +38,8 @@ RETRY = 5.0
 """Seconds after which a node that could not be looked at is looked at again."""
 TOLD = 8
 """Repairs of one pod that the log names."""
+NODE = ""
+"""What is no pod's: stands for a container id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class _Pod:
 
 @dataclass(slots=True)
 class _Restraint:
-    """A pod that had to be repaired is left alone for a while: somebody may be taking away what we bring."""
+    """What had to be repaired is left alone for a while: somebody may be taking away what we bring."""
 
     times: int
     until: float
@@ -141,12 +143,12 @@ class RepairLoop:
             view, pairs = await self._coordinator.on_node(lambda host: see_node(host, tables))
             self._tables.update(view.tags)
             pods = self._pods(pairs)
-            if is_full or found.rules:
-                self._tell("the node", await self._coordinator.on_node(lambda host: mend_rules(host, view)))
+            if is_full or found.rules or NODE in due:
+                await self._look_at_rules(view)
             if found.addresses_of_node and self._addresses != (view.own, view.present):
                 is_full = True
             self._addresses = (view.own, view.present)
-            targets = pods if is_full else {*due, *self._concerned(found, pairs, terms.holders)}
+            targets = pods if is_full else {*due, *self._concerned(found, pairs, terms.holders)} - {NODE}
             for container in [*targets]:
                 self._again.pop(container, None)
                 if container in pods:
@@ -162,7 +164,7 @@ class RepairLoop:
             now = loop.time()
             self._next_full = now + self._settings.repair_interval
             self._earliest_full = now + max(self._settings.repair_gather, SHARE * (now - began))
-            for container in (self._known.keys() | self._cut_off | self._restraints.keys()) - pods.keys():
+            for container in (self._known.keys() | self._cut_off | self._restraints.keys()) - {*pods, NODE}:
                 self._forget(container)
             tags = {tag for known in self._known.values() for tag in known.tags}
             self._tables = {tag: table for tag, table in self._tables.items() if tag in tags}
@@ -211,13 +213,20 @@ class RepairLoop:
         concerned |= {of_addresses[address] for address in found.addresses if address in of_addresses}
         return concerned | self._cut_off if found.has_new_pair else concerned
 
+    async def _look_at_rules(self, view: NodeSeen) -> None:
+        """Restore the rules that all pods share."""
+        self._again.pop(NODE, None)
+        if self._is_restrained(NODE):
+            return
+        outcome = await self._coordinator.on_node(lambda host: mend_rules(host, view))
+        self._tell("the node", outcome)
+        if outcome.done or outcome.failures:
+            self._restrain(NODE)
+
     async def _look(self, pod: _Pod, view: NodeSeen, terms: Terms) -> None:
         """Look at one pod and restore what it lacks."""
-        loop = asyncio.get_running_loop()
         container = pod.container_id
-        restraint = self._restraints.get(container)
-        if restraint is not None and loop.time() < restraint.until:
-            self._again[container] = restraint.until
+        if self._is_restrained(container):
             return
         try:
             fd = open_netns(pod.netns, pod.netns_inode)
@@ -237,7 +246,7 @@ class RepairLoop:
             if fd is not None:
                 os.close(fd)
         if outcome is None:
-            self._again[container] = loop.time() + self._settings.repair_gather
+            self._again[container] = asyncio.get_running_loop().time() + self._settings.repair_gather
             return
         self._note(pod, outcome)
         self._tell(f"pod {pod.name}", outcome)
@@ -264,12 +273,20 @@ class RepairLoop:
             metrics.REPAIR_FAILURES.inc()
             _log.warning("cannot restore all for %s: %s", who, "; ".join(outcome.failures[:TOLD]))
 
-    def _restrain(self, container: str) -> None:
+    def _is_restrained(self, who: str) -> bool:
+        """Whether it is left alone for now; if so, it is looked at later."""
+        restraint = self._restraints.get(who)
+        if restraint is None or asyncio.get_running_loop().time() >= restraint.until:
+            return False
+        self._again[who] = restraint.until
+        return True
+
+    def _restrain(self, who: str) -> None:
         now, longest = asyncio.get_running_loop().time(), self._settings.repair_interval
-        former = self._restraints.get(container)
+        former = self._restraints.get(who)
         times = former.times + 1 if former is not None and now < former.until + longest else 1
         pause = min(longest, self._settings.repair_gather * 2 ** min(times, 20))
-        self._restraints[container] = _Restraint(times, now + pause)
+        self._restraints[who] = _Restraint(times, now + pause)
 
     def _forget(self, container: str) -> None:
         for each in (self._known, self._again, self._restraints):

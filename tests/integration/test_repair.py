@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
-import struct
-import subprocess
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
@@ -20,23 +18,24 @@ from prometheus_client import REGISTRY
 from agent.repair import RepairLoop
 from api.claim import Claim, ClaimSpec, Workload, claim_name
 from api.meta import ObjectMeta
-from api.ranges import Address
 from plugins.coordinator.coordinator import Coordinator
+from plugins.coordinator.news import open_news
 from plugins.coordinator.settings import CoordinatorSettings
 from plugins.errors import CheckFailedError
+from plugins.net.netlink import Netlink
 from tests.integration.coordinator_node import (
     NODE4,
     NODE6,
     SECOND4,
     Node,
     Pod,
+    batch,
     ip,
     node,
     sysctl,
     tcp,
 )
 
-T = TypeVar("T")
 LONG = 1000.0
 """Seconds between two comparisons of all where only news may lead to a repair."""
 Body = Callable[[Coordinator, RepairLoop], Awaitable[None]]
@@ -126,14 +125,15 @@ DAMAGE = [
 ]
 
 
-@pytest.mark.parametrize(("commands", "kind"), DAMAGE)
-@pytest.mark.parametrize("claimed", [True, False], ids=["claims", "alias"])
+ACROSS = [(commands, kind, False) for commands, kind in DAMAGE if kind != "node_address"]
+"""What can be repaired without the pod's namespace, which only a claim names."""
+
+
+@pytest.mark.parametrize(("commands", "kind", "claimed"), [*((*damage, True) for damage in DAMAGE), *ACROSS])
 def test_what_is_taken_away_comes_back(
     here: Node, pod: Pod, commands: list[str], kind: str, claimed: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Told by the kernel, and on the next start; also where another IPAM gave the address, so that there is no claim."""
-    if kind == "node_address" and not claimed:
-        pytest.skip("needs the pod's namespace, which the claim names")
+    """Told by the kernel, and at the next start; also where another IPAM gave the address, and there is no claim."""
 
     def damage() -> None:
         for command in commands:
@@ -334,7 +334,7 @@ def test_the_address_by_which_services_are_reached_goes() -> None:
 
         async def body(coordinator: Coordinator, loop: RepairLoop) -> None:
             await until(lambda: pod.container_id in loop._known)
-            here.ip("address", "add", "172.31.9.3/24", "dev", "eth0")
+            here.ip("address", "add", "172.31.9.3/32", "dev", "eth0")
             here.ip("address", "del", f"{NODE4}/24", "dev", "eth0")
             await until(lambda: NODE4 not in pod.ip("route"))
             assert await whole(coordinator, pod)
@@ -346,3 +346,152 @@ def test_the_address_by_which_services_are_reached_goes() -> None:
         for address in ("172.31.9.3", SECOND4):
             assert tcp(pod.fd, here.fd, address) == pod.v4
         here.delete(pod)
+
+
+def test_news_are_lost(here: Node, pod: Pod, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """More is told than the socket holds: all pods are looked at."""
+    here.add(pod)
+    caplog.set_level("DEBUG", "agent.repair")
+
+    def narrow(timeout: float) -> Netlink:
+        news = open_news(timeout)
+        with socket.socket(fileno=os.dup(news.fileno())) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        return news
+
+    monkeypatch.setattr("agent.repair.open_news", narrow)
+
+    async def body(coordinator: Coordinator, loop: RepairLoop) -> None:
+        await until(lambda: pod.container_id in loop._known)
+        lines = [f"address {how} 172.18.0.{i}/32 dev docker0" for how in ("add", "del") for i in range(200)]
+        lines.append(f"neigh del {pod.v4} dev {pod.host_link}")
+        batch(here.name, lines)
+        await until(lambda: whole(coordinator, pod))
+
+    repairing(here, body, pod)
+    assert "news of changes were lost" in caplog.text
+
+
+def lines_of(here: Node) -> list[str]:
+    """The node's state in lines, sorted: rules of one priority come in the order in which they were added."""
+    state = here.state()
+    return sorted(line for text in [*state["500"], *state["rules"], state["neighbours"]] for line in text.splitlines())
+
+
+def test_what_is_not_ours_stays(here: Node, pod: Pod) -> None:
+    here.add(pod)
+    lines = [
+        "rule add from 198.18.0.1 lookup 700 pref 1000",
+        "route add 198.18.0.0/24 dev eth2 table 500",
+        "route add 198.18.1.1 dev eth2 table 500",
+        "route add 198.18.1.2 dev eth2 table 700 proto 83",
+        f"neigh replace {pod.v4} lladdr 02:00:00:00:00:77 dev eth2 nud permanent",
+        f"neigh replace 198.18.0.9 lladdr 02:00:00:00:00:78 dev {pod.host_link} nud permanent",
+    ]
+    batch(here.name, lines)
+    before = lines_of(here)
+
+    async def body(coordinator: Coordinator, loop: RepairLoop) -> None:
+        await until(lambda: pod.container_id in loop._known)
+        here.ip("neigh", "del", pod.v6, "dev", pod.host_link)
+        here.ip("rule", "del", "pref", "1000", "lookup", "500")
+        await until(lambda: whole(coordinator, pod))
+        await until(lambda: lines_of(here) == before)
+
+    try:
+        repairing(here, body, pod)
+    finally:
+        here.ip("rule", "del", "from", "198.18.0.1", "lookup", "700")
+        here.ip("route", "flush", "table", "700")
+        batch(here.name, ["route del 198.18.0.0/24 table 500", "route del 198.18.1.1 table 500"])
+        batch(here.name, [f"neigh del {pod.v4} dev eth2"])
+
+
+def test_the_earlier_owner_of_an_address_gets_nothing(here: Node) -> None:
+    """Its container died, its DEL is still to come, and another pod has its address: as its claim says."""
+    old = here.pod()
+    here.add(old)
+    old.ip("link", "set", "eth0", "down")
+    new = here.pod(*old.addresses)
+    here.add(new)
+    before = here.state()
+
+    async def body(coordinator: Coordinator, loop: RepairLoop) -> None:
+        await until(lambda: {old.container_id, new.container_id} <= loop._known.keys())
+        assert here.state() == before
+        for family in ("-4", "-6"):
+            here.ip(family, "route", "flush", "table", "500")
+        here.ip("link", "set", old.host_link, "down")
+        await until(lambda: whole(coordinator, new))
+        loop._next_full = 0.0
+        here.ip("link", "set", old.host_link, "down")
+        await until(lambda: loop._next_full > 0)
+        assert old.host_link not in here.ip("route", "show", "table", "500")
+
+    repairing(here, body, new)
+    assert tcp(here.fd, new.fd, new.v4)
+    here.delete(old)
+    here.check(new)
+    here.delete(new)
+
+
+def test_beside_additions_and_deletions(here: Node) -> None:
+    """The loop and the plugin do not get into each other's way."""
+    pods = [here.pod() for _ in range(12)]
+    before = here.state()
+
+    async def body(coordinator: Coordinator, loop: RepairLoop) -> None:
+        stop = asyncio.Event()
+
+        async def disturb() -> None:
+            while not stop.is_set():
+                ip("-n", here.name, "rule", "del", "pref", "1000", check=False)
+                ip("-n", here.name, "route", "flush", "table", "500", check=False)
+                await asyncio.sleep(0.05)
+
+        disturbing = asyncio.create_task(disturb())
+        for _ in range(3):
+            await asyncio.gather(*(coordinator.add(pod.call()) for pod in pods))
+            await asyncio.gather(*(coordinator.delete(pod.call("DEL", fd=None)) for pod in pods[:6]))
+            await asyncio.gather(*(coordinator.delete(pod.call("DEL")) for pod in pods))
+        await asyncio.gather(*(coordinator.add(pod.call()) for pod in pods))
+        stop.set()
+        await disturbing
+        for pod in pods:
+            await until(lambda pod=pod: whole(coordinator, pod))  # type: ignore[misc]
+        await asyncio.gather(*(coordinator.delete(pod.call("DEL")) for pod in pods))
+        await until(lambda: not loop._known)
+        assert here.state() == before
+
+    repairing(here, body, *pods)
+    assert here.state() == before
+
+
+def test_who_takes_away_again_and_again_is_not_fought(here: Node, pod: Pod) -> None:
+    here.add(pod)
+
+    async def body(_: Coordinator, loop: RepairLoop) -> None:
+        await until(lambda: pod.container_id in loop._known)
+        began = time.monotonic()
+        while time.monotonic() - began < 1.5:
+            ip("-n", here.name, "route", "del", pod.v4, "table", "500", check=False)
+            await asyncio.sleep(0.01)
+        took = time.monotonic() - began
+        count = loop._restraints[pod.container_id].times
+        assert 2 <= count <= math.log2(took / 0.02) + 1
+
+    repairing(here, body, pod)
+
+
+def test_udev_sets_rp_filter(here: Node, pod: Pod) -> None:
+    """As systemd-udevd does with what sysctl.d says of new links, after the ADD."""
+    here.add(pod)
+
+    async def body(coordinator: Coordinator, loop: RepairLoop) -> None:
+        path = f"ipv4/conf/{pod.host_link}/rp_filter"
+        file = Path("/proc/sys/net", path)
+        await until(lambda: pod.container_id in loop._known)
+        sysctl(path, "2")
+        await until(lambda: file.read_text().strip() == "0")
+
+    repairing(here, body, pod)
