@@ -36,7 +36,7 @@ def _interrupt(number: int, _frame: object) -> None:
 def main() -> int:
     """Run the command; the exit status that the help tells, or 2 if there can be no machine."""
     arguments = _arguments()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         image = build(Paper(sys.stderr))

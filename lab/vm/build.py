@@ -39,6 +39,7 @@ KEPT = (
     *(f"net/{name}" for name in ("8021q", "802", "bridge", "core", "ipv4", "ipv6", "llc", "netfilter", "packet")),
     *(f"net/{name}" for name in ("sched", "unix", "xfrm")),
     *("net/9p", "fs/9p", "fs/overlayfs", "drivers/virtio", "drivers/char/virtio_console.ko"),
+    "crypto/crc32c_generic.ko",  # nf_tables finds it by its algorithm, so it is nobody's dependency
     *(f"drivers/vfio/{name}" for name in ("vfio.ko", "vfio_iommu_type1.ko", "pci")),
 )
 """Folders and files below the package's `kernel`; what they depend on is kept with them."""

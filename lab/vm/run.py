@@ -117,7 +117,7 @@ class _Machine:
     """QEMU and the three sockets to it, from `__enter__` to `__exit__`."""
 
     def __init__(self, image: Image, folder: str, memory: int, cpus: int, shares: Sequence[Share]) -> None:
-        self._console = f"{folder}/console.log"
+        self._console, self._complaints = f"{folder}/console.log", f"{folder}/qemu.log"
         pairs = [socket.socketpair() for _ in range(3)]
         self._output, self._control, self._monitor = (ours for ours, _ in pairs)
         theirs = [end for _, end in pairs]
@@ -133,13 +133,15 @@ class _Machine:
             monitor=monitor,
         )
         # setpriv has the kernel kill QEMU when we die, and becomes QEMU.
-        self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr,
-            pass_fds=(output, control, monitor),
-            start_new_session=True,
-        )
+        with open(self._complaints, "wb") as complaints:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=complaints,
+                stderr=complaints,
+                pass_fds=(output, control, monitor),
+                start_new_session=True,
+            )
         for end in theirs:
             end.close()
         self._status: int | None = None
@@ -177,14 +179,13 @@ class _Machine:
                 deadline = min(deadline, time.monotonic() + CLOSING)
         if self._status is not None:
             return self._status
-        if time.monotonic() >= deadline:
-            print(f"lab.vm: out of time; the console's end:\n{last_lines(self._console)}", file=sys.stderr)
-            return TIMED_OUT
+        late = time.monotonic() >= deadline
         print(
-            f"lab.vm: the machine ended before the command; the console's end:\n{last_lines(self._console)}",
+            f"lab.vm: {'out of time' if late else 'the machine ended before the command'}; QEMU said:\n"
+            f"{last_lines(self._complaints)}\nthe end of the guest's console:\n{last_lines(self._console, 60)}",
             file=sys.stderr,
         )
-        return DIED
+        return TIMED_OUT if late else DIED
 
     def _each_line(self, end: socket.socket, data: bytes, act: Callable[[bytes], None]) -> None:
         *lines, self._lines[end] = (self._lines[end] + data).split(b"\n")
