@@ -25,8 +25,9 @@ from tests.kube.history_play import Play
 from tests.kube.history_program import LATE_DELS, Abandon, Add, Pause, Program, Remove, RestartServer, Scan, programs
 from tests.kube.history_theatre import SEED, Theatre, open_theatre
 
-EXAMPLES = int(os.environ.get("HISTORY_EXAMPLES") or 5)
+EXAMPLES = int(os.environ.get("HISTORY_EXAMPLES") or 4)
 BATCH = 10
+pytestmark = pytest.mark.timeout(600)  # of a history itself it is 240 s; a busy machine plays a few in that time
 SECONDS = float(os.environ.get("HISTORY_SECONDS") or 600)
 
 
