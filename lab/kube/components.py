@@ -122,6 +122,8 @@ def _controllers(place: Place) -> Sequence[str]:
         # A node that is silent for so long is lost; tests of that need not wait for 50 s.
         "--node-monitor-period=1s",
         "--node-monitor-grace-period=10s",
+        # Nodes that somebody makes by hand have no kubelet that would ever tell of them: they stay usable.
+        "--node-startup-grace-period=24h",
         # The default of 20 requests a second makes it take two seconds longer to begin.
         "--kube-api-qps=500",
         "--kube-api-burst=1000",

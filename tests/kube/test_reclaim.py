@@ -172,6 +172,7 @@ def test_nodes_that_are_lost(server: Cluster) -> None:
             await admin.phase("default", "up", "Running")
             await asyncio.sleep(1.5)  # past the grace period and its delay
             await stays(rooms.store, *claims.values(), seconds=0.5)
+            await admin.node("well")  # or after ten seconds Kubernetes would call it lost
             await admin.node("sick", ready=False)
             await gone(rooms.store, claims["sick"])
             await stays(rooms.store, claims["well"], running_there)
