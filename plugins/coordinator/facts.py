@@ -102,6 +102,7 @@ def _nic(link: rtlink.Link, addresses: list[rtlink.LinkAddress]) -> PodNic:
         tx_queue_len=link.tx_queue_len,
         addresses=tuple(a.address for a in addresses),
         source6=next((a.address for a in reversed(addresses) if _is_given(a)), None),
+        kind=link.kind,
     )
 
 

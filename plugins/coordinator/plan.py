@@ -64,6 +64,8 @@ class PodNic:
     """Usable ones, in the kernel's order, IPv4 first."""
     source6: Address | None = None
     """The IPv6 address to send from: of those that did not configure themselves the first that was given."""
+    kind: str = ""
+    """Of the link, in the kernel's word; empty for a physical one."""
 
     @property
     def first(self) -> Address:
@@ -166,12 +168,17 @@ def order_host_addresses(preferred: Iterable[Address], others: Iterable[Address]
 def plan_nic(config: CoordinatorConfig, nic: PodNic, on_node: Collection[int]) -> NicPlan:
     """Decide what every NIC gets; `on_node` holds the IP versions that the node's links have.
 
-    Raises WiringError if the NIC has no usable address.
+    Raises WiringError if the NIC has no usable address, InvalidConfigError if it cannot have the MAC that is wanted.
     """
     if not nic.addresses:
         raise WiringError("no usable IP addresses", f"{nic.name} in the pod has none that others can send to")
     families: set[int] = {address.version for address in nic.addresses}
     mac = pod_mac(config.pod_mac_prefix, nic.first)
+    if mac is not None and nic.kind == "ipvlan":
+        raise InvalidConfigError(
+            "podMACPrefix is invalid",
+            f"podMACPrefix: {nic.name} is an ipvlan, which has its master's MAC address; allowed: an empty text",
+        )
     return NicPlan(
         host_rules=tuple(
             host_rule(family_number(version), config.host_rule_table) for version in sorted(families & {*on_node})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -98,6 +99,13 @@ def test_what_cannot_be() -> None:
 def test_mac(address: str, expected: str) -> None:
     assert pod_mac(b"\x0a\x1b", ip_address(address)) == bytes.fromhex(expected)
     assert pod_mac(b"", ip_address(address)) is None
+
+
+def test_an_ipvlan_cannot_have_a_mac_of_its_own() -> None:
+    ipvlan = replace(nic("172.16.0.9"), kind="ipvlan")
+    assert make_plan(config(), ipvlan, []).nic.pod_mac is None
+    with pytest.raises(InvalidConfigError, match="podMACPrefix: eth0 is an ipvlan"):
+        make_plan(config(podMACPrefix="0a:1b"), ipvlan, [])
 
 
 def test_what_is_as_wanted_is_not_set() -> None:
