@@ -77,13 +77,14 @@ class Housekeeping:
 
         The time runs from when this agent first saw the very claims, by the monotonic clock: a wrong wall clock
         frees nothing. As long as the sandbox is there, its address may be in use (somebody may have deleted the other
-        claim by hand), and the runtime's DEL is still to come. What a static workload retains waits for its next pod,
-        or for its end. Raises StoreError, ProviderError.
+        claim by hand), and the runtime's DEL is still to come. No crash left what names no sandbox: that was
+        upstream's, whose record of the other family may not be adopted yet, and the reclaim judges it by its pod. What
+        a static workload retains waits for its next pod, or for its end. Raises StoreError, ProviderError.
         """
         now = asyncio.get_running_loop().time()
         found: dict[tuple[tuple[str, str], ...], list[Claim]] = {}
         for claims in self._held.sets().values():
-            if partial(claims) and not any(is_retained(c) or _sandbox_lives(c) for c in claims):
+            if partial(claims) and not any(is_retained(c) or _may_have_sandbox(c) for c in claims):
                 found[tuple((c.metadata.uid, c.metadata.resource_version) for c in claims)] = claims
         self._partial_since = {key: self._partial_since.get(key, now) for key in found}
         for key, claims in found.items():
@@ -137,6 +138,10 @@ def keys_of(claim: Claim) -> tuple[Key, Key]:
 
 def _sandbox_lives(claim: Claim) -> bool:
     return namespace_lives(claim.spec.netns, claim.spec.netns_inode)
+
+
+def _may_have_sandbox(claim: Claim) -> bool:
+    return not claim.spec.netns or _sandbox_lives(claim)
 
 
 def _unchanged(version: str) -> Callable[[Claim], bool]:
