@@ -12,7 +12,7 @@ from api.endpoint import Endpoint, EndpointIP
 from plugins.errors import NoPoolError
 from plugins.ipam.answer import PoolOf, result_of
 from plugins.ipam.endpoints import EndpointWriter, Key, key_of, subject_of, uid_of
-from plugins.ipam.held import SetKey, by_family, is_retained
+from plugins.ipam.held import SetKey, by_family, is_retained, partial
 from store.errors import NotFoundError, StoreError
 from store.port import Store
 
@@ -61,7 +61,13 @@ async def _compare(store: Store, writer: EndpointWriter, sets: Iterable[list[Cla
 
 
 def missing_entry(endpoint: Endpoint | None, claims: list[Claim], pool_of: PoolOf) -> EndpointIP | None:
-    """The entry for the NIC of these claims that the endpoint should have and has not; None if all is well."""
+    """The entry for the NIC of these claims that the endpoint should have and has not; None if all is well.
+
+    An incomplete set says less than the endpoint, which adoption may need yet for upstream's record of the other
+    family.
+    """
+    if partial(claims):
+        return None
     uid = subject_of(claims[0]).uid
     if endpoint is not None and uid_of(endpoint) not in ("", uid) and is_retained(claims[0]):
         return None  # the workload's next pod has it, on another node

@@ -174,3 +174,5 @@ def test_which_endpoints_are_repaired(told: Endpoint | None, static: bool, missi
     claims = [claim("eth0", "a", "10.1.0.5", static=static)]
     assert (missing_entry(told, claims, POOLS.get) is not None) is missing
     assert missing_entry(told, [claim("eth0", "gone", "10.1.0.5")], POOLS.get) is None
+    of_two = [claim("eth0", "a", "10.1.0.5", static=static, set_size=2)]
+    assert missing_entry(told, of_two, POOLS.get) is None, "the record of the other family is not adopted yet"
