@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from random import SystemRandom
 
 from api.ranges import Address
-from plugins.coordinator.attachment import LINK_GROUP, Attachment
+from plugins.coordinator.attachment import LINK_GROUP, PROTOCOL, Attachment
 from plugins.coordinator.config import CoordinatorConfig
 from plugins.coordinator.facts import NodeFacts, PodFacts, read_node, read_pod
 from plugins.coordinator.further import join
@@ -155,7 +155,8 @@ def _pod_steps(plan: Plan, facts: PodFacts, pair: _Pair) -> list[Step]:
     steps += nic_steps(plan.nic, facts.nic, is_up=facts.is_up)
     if plan.veth_address is not None:
         steps.append(Step(rtlink.address_add(index, plan.veth_address, 32, "veth0 in the pod")))
-    steps += [Step(rtroute.neighbour_set(index, a, pair.node_mac, "veth0 in the pod")) for a in plan.pod_neighbours]
+    mac, where = pair.node_mac, "veth0 in the pod"
+    steps += [Step(rtroute.neighbour_set(index, a, mac, where, PROTOCOL)) for a in plan.pod_neighbours]
     for route in plan.veth_routes:
         tolerated = errno.EEXIST if route.table == rtroute.TABLE_MAIN else 0
         steps.append(Step(rtroute.route_add(route._replace(ifindex=index)), tolerated=tolerated))

@@ -65,7 +65,9 @@ def clear_nic(ifname: str, default_nic: str, timeout: float) -> None:
         links, nics = read_nics(pod)
         first = links.get(default_nic)
         lead = first.ifindex if first is not None and POD_VETH not in links else 0
-        leaving = plan_leaving((nics, read_routes(pod), read_rules(pod)), ifname, default_nic, lead)
+        there = rtroute.parse_neighbours(pod.dump(rtroute.neighbour_dump(lead))) if lead else []
+        marked = [neighbour.address for neighbour in there if neighbour.protocol == PROTOCOL]
+        leaving = plan_leaving((nics, read_routes(pod), read_rules(pod)), ifname, default_nic, lead, marked)
         messages = [rtwhole.whole_prepend(route) for route in leaving.returns]
         messages += [rtroute.rule_delete(rule) for rule in leaving.rules]
         messages += [rtwhole.whole_delete(route) for route in leaving.routes]

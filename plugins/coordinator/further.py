@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from api.ranges import Address
-from plugins.coordinator.attachment import Attachment
+from plugins.coordinator.attachment import PROTOCOL, Attachment
 from plugins.coordinator.config import CoordinatorConfig
 from plugins.coordinator.facts import PodFacts, read_node, read_routes, read_rules
 from plugins.coordinator.host import forget
@@ -112,7 +112,7 @@ def pod_steps(plan: FurtherPlan, facts: PodFacts, lead: Lead) -> list[Step]:
     index, where = lead.pod.ifindex, f"{lead.pod.name} in the pod"
     for address in plan.neighbours:
         undo = rtroute.neighbour_delete(index, address)
-        steps.append(Step(rtroute.neighbour_set(index, address, lead.node.mac, where), undo))
+        steps.append(Step(rtroute.neighbour_set(index, address, lead.node.mac, where, PROTOCOL), undo))
     for way in (*plan.ways, *plan.nic_routes):
         steps.append(Step(rtroute.route_add(way), rtroute.route_delete(way), errno.EEXIST))
     for copy in plan.copies:

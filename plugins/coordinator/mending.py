@@ -165,7 +165,9 @@ def on_node(pod: PodSeen, node: NodeSeen, neighbours: Iterable[Neighbour], terms
                 ways.append(Repair("route", what, rtroute.route_add(route)))
             if macs.get(address) != pod.lead.mac:
                 what = f"no neighbour {address} at {rtlink.mac_text(pod.lead.mac)} on {name}"
-                ways.append(Repair("neighbour", what, rtroute.neighbour_set(index, address, pod.lead.mac, name)))
+                ways.append(
+                    Repair("neighbour", what, rtroute.neighbour_set(index, address, pod.lead.mac, name, PROTOCOL))
+                )
             rule = host_rule(family_of(address), table)
             if rule not in node.rules:
                 lost[rule] = None
@@ -203,7 +205,7 @@ def in_pod(pod: PodSeen, node: NodeSeen) -> list[Repair]:
     macs = {n.address: n.mac for n in pod.neighbours if n.state & rtroute.STATE_PERMANENT}
     for address in wanted:
         if macs.get(address) != pod.end.mac:
-            message = rtroute.neighbour_set(lead, address, pod.end.mac, f"{pod.lead.name} in the pod")
+            message = rtroute.neighbour_set(lead, address, pod.end.mac, f"{pod.lead.name} in the pod", PROTOCOL)
             found.append(Repair("node_address", f"the pod has no neighbour {address}, the node", message))
         tables = [table for table, nic in goals.items() if address.version in {a.version for a in nic.addresses}]
         for table in (TABLE_MAIN, *tables):

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from plugins.coordinator.attachment import Attachment
+from plugins.coordinator.attachment import PROTOCOL, Attachment
 from plugins.coordinator.config import CoordinatorConfig
 from plugins.coordinator.facts import PodFacts
 from plugins.coordinator.host import Host, find_link, is_of, remove_link, tolerate
@@ -121,7 +121,7 @@ def host_steps(attachment: Attachment, plan: NicPlan, index: int, mac: bytes, wh
     steps += (Step(rtroute.route_replace(route), rtroute.route_delete(route)) for route in routes)
     for address in plan.host_addresses:
         undo = rtroute.neighbour_delete(index, address)
-        steps.append(Step(rtroute.neighbour_set(index, address, mac, where), undo))
+        steps.append(Step(rtroute.neighbour_set(index, address, mac, where, PROTOCOL), undo))
     return steps
 
 

@@ -44,7 +44,7 @@ _LOOKUP_TABLE = 0x1000
 _FRA_SRC, _FRA_IIFNAME, _FRA_PRIORITY, _FRA_FWMARK = 2, 3, 6, 10
 _FRA_TABLE, _FRA_FWMASK, _FRA_OIFNAME, _FRA_PROTOCOL = 15, 16, 17, 21
 _TO_TABLE = 1
-_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
+_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX, _NDA_PROTOCOL = 1, 2, 8, 12
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _RULE = _RTMSG
@@ -97,6 +97,8 @@ class Neighbour(NamedTuple):
     address: Address
     mac: bytes
     state: int
+    protocol: int = 0
+    """Its origin; 0: nobody has told."""
 
 
 def host_prefix(address: Address) -> Prefix:
@@ -235,10 +237,12 @@ def parse_rule(body: bytes) -> Rule:
     )
 
 
-def neighbour_set(index: int, address: Address, mac: bytes, where: str) -> Message:
+def neighbour_set(index: int, address: Address, mac: bytes, where: str, protocol: int = 0) -> Message:
     """Make `address` a permanent neighbour on a link, in place of what was known of it there."""
     body = _NDMSG.pack(family_of(address), index, STATE_PERMANENT, 0, 0)
     body += attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, mac)
+    if protocol:
+        body += attribute(_NDA_PROTOCOL, bytes((protocol,)))
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, f"set neighbour {address} on {where}")
 
 
@@ -259,7 +263,9 @@ def parse_neighbour(body: bytes) -> Neighbour | None:
     _, index, state, _, _ = _NDMSG.unpack_from(body)
     found = attributes(body, 12)
     address = address_in(found.get(_NDA_DST))
-    return None if address is None else Neighbour(index, address, found.get(_NDA_LLADDR, b""), state)
+    if address is None:
+        return None
+    return Neighbour(index, address, found.get(_NDA_LLADDR, b""), state, found.get(_NDA_PROTOCOL, b"\0")[0])
 
 
 def parse_neighbours(bodies: Iterable[bytes]) -> list[Neighbour]:

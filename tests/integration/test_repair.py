@@ -495,3 +495,33 @@ def test_udev_sets_rp_filter(here: Node, pod: Pod) -> None:
         await until(lambda: file.read_text().strip() == "0")
 
     repairing(here, body, pod)
+
+
+def test_news_of_others_wake_nobody(here: Node) -> None:
+    news = here.run(lambda: open_news(5))
+    try:
+        others = [
+            "route add 198.18.7.0/24 dev eth2",
+            "route del 198.18.7.0/24 dev eth2",
+            "-6 route add 2001:db8:77::/64 dev eth2",
+            "-6 route del 2001:db8:77::/64 dev eth2",
+            "neigh replace 198.18.7.1 lladdr 02:00:00:00:00:09 dev docker0 nud stale",
+        ]
+        for each in others:
+            here.ip(*each.split())
+        assert not list(news.pending())
+        ours = [
+            ("route add 198.18.7.0/24 dev eth2 proto 83", 24),
+            ("route del 198.18.7.0/24 dev eth2", 25),
+            ("-6 route add 2001:db8:77::/64 dev eth2 table 500", 24),
+            ("-6 route del 2001:db8:77::/64 dev eth2 table 500", 25),
+            ("neigh replace 198.18.7.1 lladdr 02:00:00:00:00:09 dev docker0 nud permanent", 28),
+            ("neigh del 198.18.7.1 dev docker0", 29),
+            ("rule add lookup 999 pref 5", 32),
+            ("rule del pref 5", 33),
+        ]
+        for each, kind in ours:
+            here.ip(*each.split())
+            assert [told for told, _ in news.pending()] == [kind], each
+    finally:
+        news.close()

@@ -179,6 +179,18 @@ def test_leaving_takes_the_ways_to_the_node_along_with_the_last() -> None:
     assert plan_leaving(((ETH0, NET1, NET2), (way,), ()), "net1", "eth0", 2).routes == ()
 
 
+def test_leaving_takes_what_a_killed_addition_left() -> None:
+    """Tables that no rule names yet, and neighbours to which there is no route yet; not what others have."""
+    orphan = route("10.1.0.0/24", ("net1", ""), table=101, protocol=83)
+    other = route("10.2.0.0/24", ("net2", ""), table=102, protocol=83)
+    foreign = route("10.3.0.0/24", ("net1", ""), table=103)
+    way = route("10.0.0.2/32", ("eth0", ""), protocol=83)
+    pod = (ETH0, NET1, NET2), (orphan, other, foreign, way), after((ETH0, 100), (NET2, 102))
+    leaving = plan_leaving(pod, "net1", "eth0", 2, (ip_address("10.0.0.2"), ip_address("10.0.0.3")))
+    assert leaving.routes == (orphan,)
+    assert leaving.neighbours == (ip_address("10.0.0.3"),)
+
+
 def test_a_nic_that_went_before_its_deletion() -> None:
     rules = after((ETH0, 100), (NET1, 101), (NET2, 102))
     left = route("10.96.0.0/12", ("eth0", "10.0.0.2"), table=101, protocol=83)

@@ -157,6 +157,9 @@ def test_neighbours(address: Any) -> None:
         [["NDA_DST", str(address)], ["NDA_LLADDR", "02:00:00:00:00:01"]],
     )
     same(rtroute.neighbour_set(4, address, MAC, "x"), theirs, 12)
+    marked = rtroute.neighbour_set(4, address, MAC, "x", 83)
+    assert attributes(marked.body, 12) == attributes(theirs, 12) | {12: b"S"}, "NDA_PROTOCOL of linux/neighbour.h"
+    assert rtroute.parse_neighbour(marked.body) == rtroute.Neighbour(4, address, MAC, rtroute.STATE_PERMANENT, 83)
     same(
         rtroute.neighbour_delete(4, address),
         encoded(ndmsg, {"family": family, "ifindex": 4}, [["NDA_DST", str(address)]]),
