@@ -182,7 +182,6 @@ class Allocator:
             view = self._views.usable(pool)
             if view is None:
                 return None
-            view.last_used = asyncio.get_running_loop().time()
             if fixed is not None:
                 return _pick_fixed(view, pool, fixed)
             number = view.pick()

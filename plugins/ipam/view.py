@@ -55,7 +55,7 @@ class PoolView:
         self.quarantined: dict[int, str] = {}
         """Number to the MAC address that answered; also those about to be written."""
         self.last_used = 0.0
-        """Loop time of the last choice."""
+        """Loop time at which somebody last wanted an address of it."""
         self._claimed: set[int] = set()
         """What the informer has."""
         self._own = {number for claim in own if (number := _number(claim)) is not None}
@@ -80,9 +80,14 @@ class PoolView:
         self._wake()
 
     @property
+    def wanted(self) -> bool:
+        """Whether it is time to follow the claims."""
+        return not self.followed and not self._guesses.pay
+
+    @property
     def usable(self) -> bool:
         """Whether to choose now, and not to see all claims first."""
-        return self.informer.is_synced or self._guesses.pay
+        return self.informer.is_synced or self._guesses.bearable
 
     @property
     def sparse(self) -> bool:
@@ -101,7 +106,7 @@ class PoolView:
         """Take an own write in at once."""
         if self.followed:
             self.informer.learn(claim)
-        elif (number := _number(claim)) is not None and number not in self._own:
+        if not self.informer.is_synced and (number := _number(claim)) is not None and number not in self._own:
             self._own.add(number)
             self._free.take(number)
             self._guesses.right()
@@ -289,25 +294,28 @@ class Views:
     def usable(self, facts: PoolFacts) -> PoolView | None:
         """The pool's view if an address is to be chosen from it now; None if all claims are to be seen first."""
         view = self._begun(facts)
+        if view.wanted:
+            self._follow(view)
         return view if view.usable else None
 
     async def open(self, facts: PoolFacts) -> PoolView:
         """The pool's view after it has seen all claims once; it follows them from then on."""
         view = self._begun(facts)
         if not view.followed:
-            view.followed = True
-            self._tasks[facts.name] = self._spawn(view.informer.run())
-        if not view.informer.is_synced:
-            await view.informer.synced()
-            view.seen()
+            self._follow(view)
+        await view.informer.synced()
         return view
+
+    def _follow(self, view: PoolView) -> None:
+        self._tasks[view.name] = self._spawn(view.informer.run())
+        view.followed = True
 
     def _begun(self, facts: PoolFacts) -> PoolView:
         view = self._views.get(facts.name)
         if view is None:
             own = [claim for claim in self._own() if claim.spec.pool == facts.name]
             view = self._views[facts.name] = PoolView(self._store, facts, self._reserved(facts), self._random, own)
-            view.last_used = asyncio.get_running_loop().time()
+        view.last_used = asyncio.get_running_loop().time()  # also of who must wait until all claims are seen
         return view
 
     def rebase(self, facts: PoolFacts) -> None:

@@ -785,6 +785,29 @@ def test_pools_that_are_not_used_are_not_followed(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_pool_that_an_add_waits_for_is_in_use(tmp_path: Path) -> None:
+    """It was not used for long, and guesses do not pay: all claims are being read when the idle are closed."""
+
+    async def main() -> None:
+        async with node(tmp_path) as (ipam, store):
+            await pool(store, "v4", "10.6.0.10-10.6.0.99")
+            await ipam.add(call("a"))
+            facts, loop = ipam._catalog.get("v4"), asyncio.get_running_loop()
+            assert facts is not None
+            view = ipam._views.usable(facts)
+            assert view is not None
+            while view.usable:
+                view.contest(0)
+            view.last_used = loop.time() - 1000
+            opening = asyncio.create_task(ipam.add(call("b")))
+            await until(lambda: settled(lambda: view.followed))
+            ipam._views.close_idle(loop.time() - 900)
+            assert ipam._views.names() == ["v4"]
+            assert len(addresses(await opening)) == 1
+
+    asyncio.run(main())
+
+
 def test_quarantined_claims_are_nobodys(tmp_path: Path) -> None:
     """A claim in quarantine is neither found by the pod's DEL nor given, and counts in the error."""
 
