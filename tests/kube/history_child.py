@@ -51,6 +51,8 @@ from tests.integration.ipam_rig import call
 Json = dict[str, Any]
 T = TypeVar("T")
 Answer = Callable[[Json], Awaitable[Json]]
+Role = tuple[Answer, list[asyncio.Task[None]], Callable[[], bool]]
+"""Does what a line asks for; tasks that must not end; whether nothing is left to do in the background at present."""
 
 PRELOADED = ("kubernetes.client", "kubernetes.config.kube_config", "kubernetes.config.incluster_config")
 """What the store imports when it is opened: in a second, and a process that is forked would do it anew."""
@@ -121,7 +123,7 @@ def _die() -> None:
 
 
 @asynccontextmanager
-async def _node(config: Json, store: Mortal) -> AsyncGenerator[tuple[Answer, list[asyncio.Task[None]]], None]:
+async def _node(config: Json, store: Mortal) -> AsyncGenerator[Role, None]:
     """The agent's IPAM on a node."""
     prober = Prober(ProbeSettings())
     ipam = Ipam(store, config["node"], IPAM, prober, pods=Pods(store, config["node"], IPAM))
@@ -159,11 +161,11 @@ async def _node(config: Json, store: Mortal) -> AsyncGenerator[tuple[Answer, lis
         finally:
             del running[message["id"]]
 
-    yield answer, [task]
+    yield answer, [task], lambda: ipam._endpoints.idle
 
 
 @asynccontextmanager
-async def _leader(_: Json, store: Mortal) -> AsyncGenerator[tuple[Answer, list[asyncio.Task[None]]], None]:
+async def _leader(_: Json, store: Mortal) -> AsyncGenerator[Role, None]:
     """The controller's reclaim and pool status, as the leader runs them."""
     desk = Desk(store, Caches(store), Recorder(store, "spiderpool-controller"), "kube-system")
     reclaim, pools = Reclaim(desk, RECLAIM), PoolStatusRoom(desk, STATUS)
@@ -176,11 +178,11 @@ async def _leader(_: Json, store: Mortal) -> AsyncGenerator[tuple[Answer, list[a
         reclaim.scan()
         return {}
 
-    yield answer, tasks
+    yield answer, tasks, lambda: reclaim.idle and pools.idle
 
 
 @asynccontextmanager
-async def _adopter(_: Json, store: Mortal) -> AsyncGenerator[tuple[Answer, list[asyncio.Task[None]]], None]:
+async def _adopter(_: Json, store: Mortal) -> AsyncGenerator[Role, None]:
     """Adoption and the way back: one pass of each, as the leader and the command make them."""
 
     async def answer(message: Json) -> Json:
@@ -190,7 +192,7 @@ async def _adopter(_: Json, store: Mortal) -> AsyncGenerator[tuple[Answer, list[
         adopter = Adopter(store, AdoptionSettings(), Switches())
         return {"done": await adopter.adopt_all(), "troubles": adopter.troubles}
 
-    yield answer, []
+    yield answer, [], lambda: True
 
 
 async def _sooner(work: Coroutine[Any, Any, None], than: asyncio.Task[None]) -> None:
@@ -214,7 +216,7 @@ async def _serve(config: Json, channel: socket.socket) -> None:
     settings = KubeSettings(kubeconfig=config["kubeconfig"], attempt=config["attempt"], connect=2.0, backoff_most=1.0)
     kube = await KubeStore.open(settings)
     store = Mortal(kube)
-    async with ROLES[config["role"]](config, store) as (answer, tasks):
+    async with ROLES[config["role"]](config, store) as (answer, tasks, idle):
         say(ready=True)
         working: set[asyncio.Task[None]] = set()
 
@@ -235,7 +237,7 @@ async def _serve(config: Json, channel: socket.socket) -> None:
                     kube._client.settings = replace(settings, attempt=CALM)
                     say(id=message["id"])
                 elif message["do"] == "count":
-                    say(id=message["id"], calls=store.made)
+                    say(id=message["id"], calls=store.made, idle=idle())
                 else:
                     task = asyncio.create_task(work(message))
                     working.add(task)

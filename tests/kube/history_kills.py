@@ -117,11 +117,14 @@ async def _killed_at_each(play: Play, process: Process, prepare: Step, act: Step
 
 
 async def _quiet(process: Process) -> None:
-    """Return when it has made no calls for a while, or is dead."""
+    """Return when it has nothing to do and has made no calls for a while, or is dead."""
     last = -1
     try:
-        while (calls := (await process.answer("count"))["calls"]) != last:
-            last = calls
+        while True:
+            answer = await process.answer("count")
+            if answer["idle"] and answer["calls"] == last:
+                return
+            last = answer["calls"]
             await asyncio.sleep(_QUIET)
     except DiedError:
         return
