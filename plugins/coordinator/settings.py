@@ -46,9 +46,9 @@ class CoordinatorSettings:
     kernel_timeout: float = 5.0
     """Seconds to wait for the kernel's answer to one batch. Batches take a millisecond, and tens when a link is
     deleted; only a kernel in trouble takes longer."""
-    repair_interval: float = 60.0
+    repair_interval: float = 120.0
     """Seconds between two comparisons of all pods of the node with what should be there. The kernel tells of most
-    changes at once; this finds the rest, for 2 ms of CPU for each pod. 0: nothing is repaired."""
+    changes at once; this finds the rest, for 2 to 6 ms of CPU for each pod. 0: nothing is repaired."""
     repair_gather: float = 0.2
     """Seconds for which news of changes are gathered before they are looked into. What is taken away again and again is
     restored after twice as long each time, at most after `repair_interval`."""
