@@ -12,13 +12,15 @@ from random import Random
 
 from api.ranges import FreeSet
 
-_CREDIT = 3.0
-"""Failures that are borne at first."""
-_MOST = 4.0
-"""Failures in a row at most."""
+_CREDIT = 4.0
+"""Failures that are borne at first. A list of a thousand claims costs the API server what it costs to refuse dozens."""
+_MOST = 6.0
+"""Failures in a row at most, before the claims are asked for."""
 _EARNED = 0.25
 """Failures borne for each address that was got: so seeing the claims costs less than guessing where more than a fifth
 of the addresses is taken here and there."""
+_MEANWHILE = 4.0
+"""Failures borne while the claims are being read, rather than to wait for them."""
 
 
 class Guesses:
@@ -33,6 +35,11 @@ class Guesses:
     def pay(self) -> bool:
         """Whether to go on guessing, and not to see the claims."""
         return self._credit >= 1
+
+    @property
+    def bearable(self) -> bool:
+        """Whether to go on guessing until the claims were read."""
+        return self._credit >= 1 - _MEANWHILE
 
     def pick(self, free: FreeSet) -> int | None:
         """An address of `free`, those that are not known to be taken; None if there is none."""

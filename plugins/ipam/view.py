@@ -62,6 +62,7 @@ class PoolView:
         """What this agent has, until all claims were seen."""
         self.followed = False
         """All claims are seen, or about to be."""
+        self._settled = False
         self.waiters: set[asyncio.Future[None]] = set()
         """Done when an address may have become free."""
         self.refresh = Coalesced(self._read_afresh)
@@ -94,8 +95,11 @@ class PoolView:
         """Whether so little is taken that following it is not worth while."""
         return self.informer.is_synced and len(self._claimed) * _SPARSE < self._base.count
 
-    def seen(self) -> None:
-        """All claims are in view: what was known before counts no more."""
+    def settle_in(self) -> None:
+        """Once all claims are in view, what was known before counts no more."""
+        if self._settled or not self.informer.is_synced:
+            return
+        self._settled = True
         before = {*self._own, *self.contested}
         self._own.clear()
         self.contested.clear()
@@ -296,6 +300,7 @@ class Views:
         view = self._begun(facts)
         if view.wanted:
             self._follow(view)
+        view.settle_in()
         return view if view.usable else None
 
     async def open(self, facts: PoolFacts) -> PoolView:
@@ -304,6 +309,7 @@ class Views:
         if not view.followed:
             self._follow(view)
         await view.informer.synced()
+        view.settle_in()
         return view
 
     def _follow(self, view: PoolView) -> None:
