@@ -35,6 +35,7 @@ from agent.wire import HEADER, encode_frame
 from lab.kube.cluster import Cluster
 from lab.kube.components import CONTROLLERS
 from tests.bench.bench_ipam import percentile
+from tests.bench.processor import clock, per_thousand
 from tests.integration.installation import ROOT, Agent, Installation, netns
 from tests.kube.conftest import running
 from tests.kube.store_rig import raw_session
@@ -71,6 +72,8 @@ class Campaign:
     """Claims' and pools' GET and LIST requests for one allocation."""
     lag: float
     """Seconds after the last allocation until all SpiderEndpoints were there."""
+    processor: dict[str, float]
+    """Processor seconds of server, etcd and all agents for 1,000 allocations, endpoints apart."""
 
 
 @contextmanager
@@ -243,11 +246,14 @@ async def allocate(cluster: Cluster, nodes: list[Node], count: int, size: int, n
 
         threads = [threading.Thread(target=work, args=(index,)) for index in range(len(nodes))]
         began = time.perf_counter()
+        consumed = clock(cluster, {"agents": [node.agent.process.pid for node in nodes]})
+        consumed_before = consumed()
         for thread in threads:
             thread.start()
         for thread in threads:
             await asyncio.to_thread(thread.join)
         elapsed = time.perf_counter() - began
+        processor = per_thousand(consumed_before, consumed(), count)
         carried = wire_bytes(nodes, cluster.place.port) - before
         writes_after, reads_after = await requests(session)
         if not failures:
@@ -264,6 +270,7 @@ async def allocate(cluster: Cluster, nodes: list[Node], count: int, size: int, n
         writes=(writes_after - writes) / count,
         reads=(reads_after - reads) / count,
         lag=lag,
+        processor=processor,
     )
 
 
@@ -327,10 +334,14 @@ def _compared(
 ) -> Iterator[dict[str, Any]]:
     ours: list[Campaign] = []
     raw: list[float] = []
+    raw_processor: list[dict[str, float]] = []
     with agents(cluster, clients) as nodes, creators(cluster, clients) as processes:
         create_raw(processes, clients * 10)
+        consumed = clock(cluster, {"clients": [process.pid for process in processes]})
         for _ in range(rounds):
+            before = consumed()
             raw.append(create_raw(processes, count))
+            raw_processor.append(per_thousand(before, consumed(), count // clients * clients))
             ours.append(asyncio.run(allocate(cluster, nodes, count, count, netns_fd)))
     durations = [duration for campaign in ours for duration in campaign.durations]
     yield {
@@ -348,7 +359,14 @@ def _compared(
         "reads": statistics.median(campaign.reads for campaign in ours),
         "bytes": statistics.median(campaign.bytes for campaign in ours),
         "endpoints_lag": max(campaign.lag for campaign in ours),
+        **_medians("cpu", [campaign.processor for campaign in ours]),
+        **_medians("raw_cpu", raw_processor),
     }
+
+
+def _medians(prefix: str, found: list[dict[str, float]]) -> dict[str, float]:
+    """Members of a row: processor seconds for 1,000, by who spent them."""
+    return {f"{prefix}_{name}": statistics.median(each[name] for each in found) for name in found[0]}
 
 
 def _grows(cluster: Cluster, netns_fd: int) -> Iterator[dict[str, Any]]:
@@ -370,6 +388,8 @@ def _grows(cluster: Cluster, netns_fd: int) -> Iterator[dict[str, Any]]:
         "writes_1k": statistics.median(campaign.writes for campaign in found[1_000]),
         "reads_50k": statistics.median(campaign.reads for campaign in found[50_000]),
         "reads_1k": statistics.median(campaign.reads for campaign in found[1_000]),
+        **_medians("cpu_50k", [campaign.processor for campaign in found[50_000]]),
+        **_medians("cpu_1k", [campaign.processor for campaign in found[1_000]]),
     }
 
 
@@ -382,8 +402,8 @@ def rows() -> Iterator[dict[str, Any]]:
             cluster.stop(CONTROLLERS)  # which would delete pods of nodes that do not exist
             yield from _compared("alloc_rate_vs_raw_create_1k", cluster, 1_000, 10, 3, descriptor)
             yield from _grows(cluster, descriptor)
-            yield from _compared("alloc_rate_5_agents", cluster, 1_000, 5, 3, descriptor)
-            yield from _compared("alloc_rate_50_agents", cluster, 1_000, 50, 3, descriptor)
-            yield from _compared("alloc_rate_vs_raw_create_10k", cluster, 10_000, 10, 2, descriptor)
+            yield from _compared("alloc_rate_5_agents", cluster, 1_000, 5, 2, descriptor)
+            yield from _compared("alloc_rate_50_agents", cluster, 1_000, 50, 2, descriptor)
+            yield from _compared("alloc_rate_vs_raw_create_10k", cluster, 10_000, 10, 1, descriptor)
         finally:
             os.close(descriptor)

@@ -243,7 +243,8 @@ async def _create(session: aiohttp.ClientSession, number: int, namespace: str, n
     address = f"10.{8 + number // 62_500}.{number // 250 % 250}.{number % 250 + 1}"
     claim = new_claim(address, namespace=namespace, name=name, uid=uid, node="worker-1.example", container="f" * 64)
     async with session.post(PATH, data=encode(claim), headers={"Content-Type": "application/json"}) as answer:
-        assert answer.status == 201, await answer.text()
+        # 409: an agent whose memory was measured has this one of the pool's addresses already
+        assert answer.status in (201, 409), await answer.text()
     return claim.metadata.name
 
 
