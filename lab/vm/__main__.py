@@ -11,7 +11,7 @@ from lab.table import Paper
 from lab.vm.build import build
 from lab.vm.run import run
 
-MEMORY, CPUS, TIMEOUT = 1536, 2, 300.0
+MEMORY, CPUS, TIMEOUT = 1536, 1, 300.0
 """MiB, processors, seconds from the start of QEMU to its end."""
 
 
