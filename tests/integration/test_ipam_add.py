@@ -790,7 +790,7 @@ def test_a_pool_that_an_add_waits_for_is_in_use(tmp_path: Path) -> None:
 
     async def main() -> None:
         async with node(tmp_path) as (ipam, store):
-            await pool(store, "v4", "10.6.0.10-10.6.0.99")
+            await pool(store, "v4", "10.6.0.10-10.6.0.15")  # a claim makes it crowded
             await ipam.add(call("a"))
             facts, loop = ipam._catalog.get("v4"), asyncio.get_running_loop()
             assert facts is not None
