@@ -81,8 +81,8 @@ def command_line(
     goes to the file `console`. The processor is emulated, whatever this machine could do: KVM is not looked for.
     """
     argv = [PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "spiderpool-vm"]
-    # With a thread for each processor QEMU 10 ends now and then on a busy host while PCI is set up: one changes the memory
-    # map while another looks something up there (iotlb_to_section, QEMU issue 1921).
+    # With a thread for each processor QEMU 10 ends now and then on a busy host while PCI is set up: one changes the
+    # memory map while another looks something up there (iotlb_to_section, QEMU issue 1921).
     argv += ["-machine", "q35,usb=off,smbus=off", "-accel", "tcg,thread=single", "-cpu", "max,la57=off"]
     argv += ["-smp", str(cpus), "-m", str(memory), "-kernel", image.kernel, "-initrd", image.initramfs]
     argv += ["-append", " ".join(PARAMETERS)]
