@@ -23,8 +23,9 @@ class UpstreamSettings:
     release_conflict_ips: bool = field(
         default=True, metadata=upstream(variable="SPIDERPOOL_ENABLED_RELEASE_CONFLICT_IPS")
     )
-    """Release a stateless pod's addresses when the executable says that somebody else uses them; else it is refused
-    with status 521."""
+    """Whether an executable may ask for the release of a stateless pod's addresses since somebody else uses them; else
+    it is refused with status 521. It is as a DEL: a pod that is alive keeps them, and our own probe has it move with
+    its next sandbox."""
     connections: int = 576
     """How many executables may be connected at the same time; further ones are hung up on. As many as may call by
     the other socket."""
