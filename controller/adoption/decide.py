@@ -69,6 +69,8 @@ def records_of(pool: Pool) -> list[Record]:
             namespace, slash, name = entry.pod.partition("/")
             if not slash or not namespace or not name:
                 raise RecordsError(f"status.allocatedIPs: {address}: pod {entry.pod!r} is not NAMESPACE/NAME")
+            if not entry.pod_uid:  # a pod of that name may have the address, or not
+                raise RecordsError(f"status.allocatedIPs: {address}: the podUid of pod {entry.pod} is missing")
             found.append(Record(ip_address(address), namespace, name, entry.pod_uid))
     except (msgspec.DecodeError, ValueError) as error:
         raise RecordsError(f"status.allocatedIPs: {error}") from None

@@ -89,7 +89,9 @@ def test_who_keeps_an_address(evidence: Evidence, switches: Switches, kept: bool
         '{"10.1.0.5": {}}',
         '{"10.1.0.5": {"pod": "x"}}',
         '{"10.1.0.5": {"pod": "/x"}}',
-        '{"x": {"pod": "a/b"}}',
+        '{"x": {"pod": "a/b", "podUid": "u"}}',
+        '{"10.1.0.5": {"pod": "a/b"}}',
+        '{"10.1.0.5": {"pod": "a/b", "podUid": ""}}',
     ],
 )
 def test_unreadable_records(text: str) -> None:
