@@ -132,11 +132,12 @@ class Detector:
             why = "it was asked for" if family in request.fixed else "the pod was given it before"
             whose = f"{mac}, the pool's gateway" if mac == router else mac
             raise AddressConflictError(
-                "the address is in use by somebody else",
+                "ip conflict: the address is in use by somebody else",  # which begins with upstream's words, as below
                 f"{address} of pool {pool} is used by {whose}, seen from NIC {request.nic}; not replaced since {why}",
             )
         if len(attempt.strangers) > self._settings.conflict_moves:
-            raise AddressConflictError("the addresses tried are in use by somebody else", _tell(attempt, pool, router))
+            text = _tell(attempt, pool, router)
+            raise AddressConflictError("ip conflict: the addresses tried are in use by somebody else", text)
         if mac == router:
             attempt.suspects.append((claim, mac))
         else:
@@ -197,7 +198,7 @@ class Detector:
         metrics.unreachable_gateways.inc()
         text = f"gateway {gateway} of pool {pool.name}, asked for {address} from NIC {claim.spec.nic}"
         raise GatewayUnreachableError(
-            "the gateway does not answer",
+            "the gateway is unreachable: it does not answer",
             f"{text}; the address itself is in use by {stranger}" if stranger else text,
         )
 

@@ -83,6 +83,7 @@ def test_a_fixed_address_in_use_fails_and_is_released(tmp_path: Path, lan: Segme
             await pool(store, "v4", "10.6.0.10-10.6.0.20")
             with pytest.raises(AddressConflictError) as raised:
                 await ipam.add(call("a", netns_fd=pod.fd, args={"IP": "10.6.0.10"}))
+            assert raised.value.msg.startswith("ip conflict: ")  # upstream's word
             assert "10.6.0.10 of pool v4" in raised.value.details
             assert thief.mac in raised.value.details
             assert not await claims(store)
@@ -110,6 +111,7 @@ def test_a_router_with_proxy_arp_does_not_eat_the_pool(tmp_path: Path, lan: Segm
             for _ in range(3):
                 with pytest.raises(AddressConflictError) as raised:
                     await ipam.add(call("a", netns_fd=pod.fd))
+                assert raised.value.msg.startswith("ip conflict: ")
                 assert f"{router.mac} answers for 4 of them: is it a router with proxy ARP" in raised.value.details
             held = await claims(store)
             assert len(held) == 2
@@ -128,6 +130,7 @@ def test_a_silent_gateway_is_named_and_nothing_is_kept(tmp_path: Path, lan: Segm
             await pool(store, "plain", "10.6.0.30-10.6.0.40")
             with pytest.raises(GatewayUnreachableError) as raised:
                 await ipam.add(call("a", netns_fd=pod.fd))
+            assert "unreachable" in raised.value.msg  # upstream's word
             assert "gateway 10.6.0.1 of pool v4" in raised.value.details
             assert "from NIC eth0" in raised.value.details
             assert not await claims(store)
