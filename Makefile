@@ -53,7 +53,7 @@ test-integration: dev-env shim-all ## real network namespaces, sockets, packets,
 test-e2e: dev-env shim ## the lab, through its public surface (root)
 	@$(PY) tests/run.py $(BIN)/pytest tests/e2e
 
-kube: kube-env ## build Kubernetes, etcd and upstream from the Go modules that lab/kube/**/go.mod pin
+kube: kube-env shim ## build Kubernetes, etcd and upstream from the Go modules that lab/kube/**/go.mod pin
 	@$(PY) -m lab.kube build --node --upstream
 
 test-kube: kube ## against a real API server and kubelets; not part of `make test` yet (root, Go 1.25 or later)
