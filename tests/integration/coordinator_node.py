@@ -50,12 +50,13 @@ def ip(*words: str, check: bool = True) -> str:
     return done.stdout
 
 
-def batch(namespace: str, lines: list[str]) -> None:
+def batch(namespace: str, lines: list[str], *options: str) -> str:
     """As `ip`, several of them."""
-    argv, text = ["ip", "-n", namespace, "-batch", "-"], "\n".join(lines)
+    argv, text = ["ip", "-n", namespace, *options, "-batch", "-"], "\n".join(lines)
     done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode:
         raise AssertionError(f"ip -n {namespace}: {text}\n{done.stderr}")
+    return done.stdout
 
 
 def add_address(namespace: str, address: str, link: str, *, whole: bool = False) -> None:
@@ -259,8 +260,9 @@ class Node:
 
     def link(self, pod: Pod, segment: Segment, name: str) -> None:
         """Give the pod a NIC on a segment, down and without addresses."""
-        ip("-n", self.name, "link", "add", "tmp0", "link", segment.master, "type", "macvlan", "mode", "bridge")
-        ip("-n", self.name, "link", "set", "tmp0", "netns", pod.name, "name", name)
+        kind = "type macvlan mode bridge"
+        orders = [f"link add tmp0 link {segment.master} {kind}", f"link set tmp0 netns {pod.name} name {name}"]
+        batch(self.name, orders)
 
     def _attach(self, pod: Pod, segment: Segment, name: str, addresses: list[str]) -> None:
         pod.seats[name] = segment
@@ -290,19 +292,20 @@ class Node:
         addresses = [f"10.244.0.{number}" if version == "4" else f"fd10:244::{number}" for version in versions]
         pod = self._new_pod(addresses, "")
         pod.overlay = f"cali{secrets.token_hex(5)}"
-        ip("-n", pod.name, "link", "add", "eth0", "type", "veth", "peer", "name", pod.overlay, "netns", self.name)
+        pod.ip("link", "add", "eth0", "type", "veth", "peer", "name", pod.overlay, "netns", self.name)
         for path, value in ((f"ipv4/conf/{pod.overlay}/proxy_arp", "1"), (f"ipv6/conf/{pod.overlay}/accept_dad", "0")):
             self.run(partial(sysctl, path, value))
-        self.ip("link", "set", pod.overlay, "address", "ee:ee:ee:ee:ee:ee", "up")
-        pod.ip("link", "set", "eth0", "up")
+        here, there = [f"link set {pod.overlay} address ee:ee:ee:ee:ee:ee up"], ["link set eth0 up"]
         for address in addresses:
             v6 = ":" in address
-            family, length, gateway = ("-6", 128, "fe80::ecee:eeff:feee:eeee") if v6 else ("-4", 32, "169.254.1.1")
-            pod.ip("address", "add", f"{address}/{length}", "dev", "eth0", *(["nodad"] if v6 else []))
-            self.ip(family, "route", "add", f"{address}/{length}", "dev", pod.overlay)
+            length, gateway = (128, "fe80::ecee:eeff:feee:eeee") if v6 else (32, "169.254.1.1")
+            there.append(f"address add {address}/{length} dev eth0 {'nodad' if v6 else ''}")
+            here.append(f"route add {address}/{length} dev {pod.overlay}")
             if not v6:
-                pod.ip("route", "add", gateway, "dev", "eth0", "scope", "link")
-            pod.ip(family, "route", "add", "default", "via", gateway, "dev", "eth0")
+                there.append(f"route add {gateway} dev eth0 scope link")
+            there.append(f"route add default via {gateway} dev eth0")
+        batch(self.name, here)
+        batch(pod.name, there)
         return pod
 
     def pod(self, *addresses: str, container_id: str = "") -> Pod:
@@ -319,6 +322,13 @@ class Node:
         os.close(pod.fd)
         pod.fd = -1
         ip("netns", "delete", pod.name)
+
+    def left(self) -> str:
+        """What there is on the node of any pod; nothing if all were deleted."""
+        routes = "route show table all proto 83"
+        asked = [routes, "rule show lookup 500", "neigh show nud permanent", "link show type veth group 1397770564"]
+        told = [batch(self.name, asked, family) for family in FAMILIES]
+        return "".join(told)
 
     def state(self) -> dict[str, Any]:
         """Everything on the node that an attachment may change."""
