@@ -198,6 +198,15 @@ def test_malformed_selections_are_denied_where_they_are_read() -> None:
     assert NETWORKS in denied(before, demand=NICS)
 
 
+@pytest.mark.upstream("E00021")
+def test_places_at_masters_and_for_sub_interfaces_go_together() -> None:
+    auto = config("a", {"cniType": "vlan", "vlan": {"master": ["eth0"], "vlanMode": "auto"}}, "web")
+    demand = Demand(master_nics=True, sub_eni="spidernet.io/sub-eni")
+    made = injected(pod(**{NETWORKS: "a,b"}), auto, config("b", macvlan("eth1"), "web"), demand=demand)
+    amounts = {"spidernet.io/eth0-nic": "1", "spidernet.io/eth1-nic": "1", "spidernet.io/sub-eni": "1"}
+    assert resources(made) == {"limits": amounts, "requests": amounts}
+
+
 @pytest.mark.upstream("E00020")
 def test_places_for_sub_interfaces_are_counted() -> None:
     def vlan(name: str, mode: str) -> MultusConfig:
