@@ -71,6 +71,12 @@ class DoubtError(Exception):
         """The server said that it failed, so what is not there now is not going to come."""
 
 
+def _is_settled(status: Status) -> bool:
+    """Whether a failed write is over. etcd's own failures (its time-out, a new leader) pass through the API server as a
+    500 as well, and what it gave no answer for may still be committed."""
+    return status.code == 500 and "etcdserver" not in status.message
+
+
 def backoff(settings: KubeSettings, failures: int) -> float:
     """Seconds to wait after the `failures`-th failure in a row."""
     longest = min(settings.backoff_most, settings.backoff_first * 2 ** min(failures - 1, 16))
@@ -160,7 +166,7 @@ class Client:
                 status, wait, failure = refused.status, refused.wait, refusal(refused.status, what)
                 if status.code not in passing:
                     if status.code in BROKEN:
-                        raise DoubtError(str(failure), wait=wait, answered=status.code == 500) from refused
+                        raise DoubtError(str(failure), wait=wait, answered=_is_settled(status)) from refused
                     raise failure from refused
                 error = failure
             except NotSentError as unsent:

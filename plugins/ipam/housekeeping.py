@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 
 from api.claim import Claim
@@ -137,7 +138,12 @@ def keys_of(claim: Claim) -> tuple[Key, Key]:
 
 
 def _sandbox_lives(claim: Claim) -> bool:
-    return namespace_lives(claim.spec.netns, claim.spec.netns_inode)
+    """Whether the namespace is there, or may be: where its folder is missing, nothing tells that it has gone.
+
+    So it is in an agent's container that does not see the node's /run/netns.
+    """
+    path = claim.spec.netns
+    return namespace_lives(path, claim.spec.netns_inode) or (bool(path) and not os.path.isdir(os.path.dirname(path)))
 
 
 def _may_have_sandbox(claim: Claim) -> bool:

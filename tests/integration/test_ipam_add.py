@@ -699,15 +699,19 @@ def test_partial_sets_are_collected_after_the_grace(tmp_path: Path) -> None:
                 in_use = addresses(await ipam.add(call("c", **DUAL, netns=netns, netns_fd=fd)))
                 os.close(fd)
                 upstreams = addresses(await ipam.add(call("d", **DUAL)))
+                unseen = addresses(await ipam.add(call("e", **DUAL)))
             # Of what was adopted no sandbox is known, and one family may have to wait for its pool's records.
             adopted = (await claims(store))[upstreams[1]]
             await store.update(replace(adopted, spec=replace(adopted.spec, container_id="", netns="", netns_inode=0)))
-            for address in (partial[0], in_use[0], upstreams[0]):
+            hidden = (await claims(store))[unseen[1]]
+            elsewhere = f"{tmp_path}/not-mounted/e"
+            await store.update(replace(hidden, spec=replace(hidden.spec, netns=elsewhere, netns_inode=7)))
+            for address in (partial[0], in_use[0], upstreams[0], unseen[0]):
                 await store.delete(Claim, (await claims(store))[address].metadata.name)
             async with running(store, settings=IpamSettings(partial_grace=0.4)) as ipam:
                 await until(lambda: gone(store, partial[1]))
                 await until(lambda: settled(lambda: not ipam._house._partial_since))
-                assert set(await claims(store)) == {*whole, in_use[1], upstreams[1]}
+                assert set(await claims(store)) == {*whole, in_use[1], upstreams[1], unseen[1]}
 
     asyncio.run(main())
 

@@ -323,6 +323,15 @@ class TestBusyServer:
 
         rigged(test)
 
+    def test_failure_of_etcd_that_may_have_written(self, rigged: Callable[..., None]) -> None:
+        async def test(rig: Rig) -> None:
+            body = FAILED.replace(b"failed calling webhook", b"etcdserver: request timed out")
+            rig.proxy.faults.append(refusing("POST", 500, times=9, body=body))
+            with pytest.raises(UncertainError, match="etcdserver: request timed out"):
+                await rig.store.create(claim(next(numbers)))
+
+        rigged(test)
+
     def test_a_request_for_one_object_does_not_wait_for_lists(self, rigged: Callable[..., None]) -> None:
         async def test(rig: Rig) -> None:
             made = await rig.store.create(claim(next(numbers)))
