@@ -1,7 +1,7 @@
-"""The coordinator's underlay ADD of a dual-stack pod against `ip -batch` and `iptables-restore` doing the same.
+"""The coordinator's ADDs of dual-stack pods with two NICs, underlay, beside `ip -batch` and `iptables-restore`.
 
-The reference gets everything that the coordinator has to find out (addresses, indices, MACs) for nothing, is started
-inside the right namespaces (no `ip netns exec`), and its commands are written before the clock starts.
+One pod after the other, and fifty at once. Both sides have pods of their own, which are wired again in each round, in
+threads of the same making and as many at a time; what the programs made is given to CHECK before anything counts.
 
     python -m tests.bench coordinator
 """
@@ -10,94 +10,150 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from plugins.coordinator.coordinator import Coordinator
 from plugins.coordinator.settings import CoordinatorSettings
-from plugins.net.netns import in_netns
-from tests.integration.coordinator_node import NODE4, NODE6, SECOND4, SERVICE4, SERVICE6, Node, Pod, node
+from plugins.errors import CheckFailedError
+from tests.bench.ip_batch import FIRST, FURTHER, Programs
+from tests.integration.coordinator_node import Node, Pod, batch, node
 
-PAIRS = 40
+PODS = 50
 WARM_UP = 4
-MARKS = """*mangle
--A PREROUTING -i veth0 -m conntrack --ctstate NEW -j MARK --set-xmark 0x1
--A PREROUTING -m mark --mark 0x1 -j CONNMARK --save-mark
--A OUTPUT -j CONNMARK --restore-mark
-COMMIT
-"""
-REPLY_RULE = "rule add fwmark 0x1 lookup 100 pref 1000\n"
-POD_MAC, NODE_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
+"""Pods of either side whose single ADDs do not count."""
+ROUNDS = 10
+"""How often all pods are wired at once, and counted."""
+NICS = (FIRST, FURTHER)
+DEFAULTS = ((4, "prepend"), (6, "append"))
 
 
-def node_batch(pod: Pod) -> str:
-    """What the coordinator does on the node; the rule that all pods share is there already."""
-    link = pod.host_link
-    peer = f"veth0 address {POD_MAC} mtu 1500 netns {pod.name}"
-    lines = [
-        f"link add {link} address {NODE_MAC} mtu 1500 type veth peer name {peer}",
-        f"link set {link} up alias spiderpool:{pod.container_id}:eth0:underlay",
-    ]
-    for address, length in ((pod.v4, 32), (pod.v6, 128)):
-        lines += [
-            f"route replace {address}/{length} dev {link} table 500",
-            f"neigh replace {address} lladdr {POD_MAC} dev {link} nud permanent",
-        ]
-    return "\n".join(lines) + "\n"
+@dataclass(eq=False)
+class Side:
+    """One of the two: its pods, how it wires a NIC, and what it took."""
+
+    pods: list[Pod]
+    attach: Callable[[Pod, str], Awaitable[object]]
+    spent: Callable[[], float]
+    """Processor seconds so far of all that wires."""
+    single: dict[str, list[float]] = field(default_factory=lambda: {nic: [] for nic in NICS})
+    """Milliseconds of one ADD, by NIC."""
+    shares: list[float] = field(default_factory=list)
+    """Milliseconds from the start of all to a pod's second NIC."""
+    totals: list[float] = field(default_factory=list)
+    """Milliseconds until all pods have both."""
+    cpu: list[float] = field(default_factory=list)
+    """Processor milliseconds for one pod, the mean of a round."""
+
+    async def one(self, pod: Pod) -> list[float]:
+        """Wire a pod: milliseconds of each NIC."""
+        took: list[float] = []
+        for nic in NICS:
+            begin = time.perf_counter()
+            await self.attach(pod, nic)
+            took.append((time.perf_counter() - begin) * 1000)
+        return took
+
+    async def at_once(self) -> tuple[list[float], float, float]:
+        """Wire all pods that start at once: milliseconds of each, of all, and of a processor for one."""
+        begin, before = time.perf_counter(), self.spent()
+
+        async def start(pod: Pod) -> float:
+            for nic in NICS:
+                await self.attach(pod, nic)
+            return (time.perf_counter() - begin) * 1000
+
+        shares = await asyncio.gather(*map(start, self.pods))
+        return shares, max(shares), (self.spent() - before) * 1000 / len(self.pods)
 
 
-def pod_batch(pod: Pod) -> str:
-    """What the coordinator does in the pod, but for the IPv6 rule."""
-    lines = ["link set veth0 up"]
-    for address, length in ((NODE4, 32), (SECOND4, 32), (NODE6, 128)):
-        source = f" src {pod.v4}" if length == 32 else ""
-        lines += [
-            f"neigh replace {address} lladdr {NODE_MAC} dev veth0 nud permanent",
-            f"route add {address}/{length} dev veth0{source}",
-            f"route add {address}/{length} dev veth0{source} table 101",
-        ]
-    for gateway, service, everything in ((NODE4, SERVICE4, "0.0.0.0/0"), (NODE6, SERVICE6, "::/0")):
-        source = f" src {pod.v4}" if gateway == NODE4 else ""
-        lines += [
-            f"route add {service} via {gateway} dev veth0{source}",
-            f"route add {everything} via {gateway} dev veth0{source} table 100",
-        ]
-    return "\n".join([*lines, REPLY_RULE])
+def spent_by_children() -> float:
+    """Processor seconds of the programs that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
-def spawn(fd: int, argv: list[str], text: str) -> None:
-    """Run a program in a namespace."""
-    done = in_netns(
-        fd,
-        lambda: subprocess.run(
-            argv, input=text, text=True, capture_output=True, close_fds=False, timeout=10, check=False
-        ),
+def sides(here: Node, coordinator: Coordinator, folder: Path, places: int) -> tuple[Side, Side]:
+    """Ours and the programs, with pods that have NICs and nothing of a coordinator."""
+
+    def new_pod() -> Pod:
+        pod = here.pod()
+        here.nic(pod, 1, name=FURTHER)
+        return pod
+
+    ours, theirs = ([new_pod() for _ in range(PODS)] for _ in range(2))
+    programs = {pod.name: Programs(here, pod, folder) for pod in theirs}
+    gate = asyncio.Semaphore(places)
+
+    async def attach(pod: Pod, nic: str) -> None:
+        async with gate:
+            await programs[pod.name].attach(nic)
+
+    return (
+        Side(ours, lambda pod, nic: coordinator.add(pod.call(ifname=nic)), time.process_time),
+        Side(theirs, attach, spent_by_children),
     )
-    if done.returncode:
-        raise RuntimeError(f"{argv}: {done.stderr}")
 
 
-def by_programs(here: Node, pod: Pod) -> float:
-    """Milliseconds of the reference."""
-    first, second = node_batch(pod), pod_batch(pod)
-    begin = time.perf_counter()
-    spawn(here.fd, ["ip", "-batch", "-"], first)
-    spawn(pod.fd, ["ip", "-batch", "-"], second)
-    spawn(pod.fd, ["ip", "-6", "-batch", "-"], REPLY_RULE)
-    spawn(pod.fd, ["iptables-restore"], MARKS)
-    spawn(pod.fd, ["ip6tables-restore"], MARKS)
-    return (time.perf_counter() - begin) * 1000
+async def remove(coordinator: Coordinator, pods: Sequence[Pod]) -> None:
+    """Unwire pods, whoever wired them: what the programs make can be told as the coordinator's.
+
+    NICs stay here, so the further ones get back the default routes with which their own plugin leaves them.
+    """
+    for nic in reversed(NICS):
+        await asyncio.gather(*(coordinator.delete(pod.call("DEL", ifname=nic)) for pod in pods))
+    for pod in pods:
+        gateway = pod.seats[FURTHER].gateway
+        batch(pod.name, [f"route {how} default via {gateway(v)} dev {FURTHER}" for v, how in DEFAULTS])
 
 
-async def by_us(coordinator: Coordinator, pod: Pod) -> float:
-    """Milliseconds of our ADD, the hand-over to its thread and back included."""
-    call = pod.call()
-    begin = time.perf_counter()
-    await coordinator.add(call)
-    return (time.perf_counter() - begin) * 1000
+async def prove(coordinator: Coordinator, pod: Pod) -> None:
+    """Let CHECK look at what the programs made. Raises RuntimeError if it misses more than our marks."""
+    for nic in NICS:
+        try:
+            await coordinator.check(pod.call("CHECK", ifname=nic))
+        except CheckFailedError as error:
+            if any("nf_tables" not in found for found in (error.details or "").split("; ")):
+                raise RuntimeError(f"the programs do something else than the coordinator: {error.details}") from None
+
+
+async def measure(here: Node, folder: Path) -> tuple[Side, Side]:
+    """Both sides, having wired their pods in turn."""
+    settings = CoordinatorSettings()
+    coordinator = Coordinator(settings)
+    try:
+        both = ours, theirs = sides(here, coordinator, folder, settings.workers)
+        # The sysctls that an ADD sets stay behind: the programs need not.
+        for pod in theirs.pods:
+            for nic in NICS:
+                await coordinator.add(pod.call(ifname=nic))
+        await remove(coordinator, theirs.pods)
+        for turn in range(PODS):
+            for side in both if turn % 2 else both[::-1]:
+                took = await side.one(side.pods[turn])
+                if turn >= WARM_UP:
+                    for nic, one in zip(NICS, took, strict=True):
+                        side.single[nic].append(one)
+        await prove(coordinator, theirs.pods[0])
+        for turn in range(ROUNDS + 1):
+            await remove(coordinator, ours.pods + theirs.pods)
+            for side in both if turn % 2 else both[::-1]:
+                shares, total, cpu = await side.at_once()
+                if turn:
+                    side.shares += shares
+                    side.totals.append(total)
+                    side.cpu.append(cpu)
+        await prove(coordinator, theirs.pods[-1])
+        return both
+    finally:
+        await coordinator.close()
 
 
 def percentile(samples: list[float], share: float) -> float:
@@ -105,40 +161,34 @@ def percentile(samples: list[float], share: float) -> float:
     return sorted(samples)[min(len(samples) - 1, int(len(samples) * share))]
 
 
-def rows() -> list[dict[str, Any]]:
-    """Measure; `value` and `reference` are medians."""
-    ours: list[float] = []
-    theirs: list[float] = []
-    with node() as here:
-
-        async def alternate() -> None:
-            coordinator = Coordinator(CoordinatorSettings())
-            try:
-                for round_ in range(WARM_UP + PAIRS):
-                    order = ("us", "programs") if round_ % 2 else ("programs", "us")
-                    for who in order:
-                        pod = here.pod()
-                        took = await by_us(coordinator, pod) if who == "us" else by_programs(here, pod)
-                        if round_ >= WARM_UP:
-                            (ours if who == "us" else theirs).append(took)
-            finally:
-                await coordinator.close()
-
-        here.run(lambda: asyncio.run(alternate()))
+def row(name: str, ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """One row; `value` and `reference` are medians."""
     value, reference = statistics.median(ours), statistics.median(theirs)
-    return [
-        {
-            "name": "coordinator_add_vs_ip_batch",
-            "value": value,
-            "reference": reference,
-            "ratio": value / reference,
-            "unit": "ms",
-            "samples": len(ours),
-            "p99": percentile(ours, 0.99),
-            "reference_p99": percentile(theirs, 0.99),
-        }
-    ]
+    return {
+        "name": name,
+        "value": value,
+        "reference": reference,
+        "ratio": value / reference,
+        "unit": "ms",
+        "samples": len(ours),
+        "p99": percentile(ours, 0.99),
+        "reference_p99": percentile(theirs, 0.99),
+    }
+
+
+def rows() -> Iterator[dict[str, Any]]:
+    """The rows of this suite."""
+    with node() as here, tempfile.TemporaryDirectory(prefix="spt-bench-") as folder:
+        ours, theirs = here.run(lambda: asyncio.run(measure(here, Path(folder))))
+    yield row("coordinator_add_vs_ip_batch", ours.single[FIRST], theirs.single[FIRST])
+    yield row("coordinator_further_vs_ip_batch", ours.single[FURTHER], theirs.single[FURTHER])
+    yield row("coordinator_50pods_vs_ip_batch", ours.shares, theirs.shares) | {
+        "all": statistics.median(ours.totals),
+        "reference_all": statistics.median(theirs.totals),
+        "cpu": statistics.median(ours.cpu),
+        "reference_cpu": statistics.median(theirs.cpu),
+    }
 
 
 if __name__ == "__main__":
-    json.dump(rows(), sys.stdout, indent=1)
+    json.dump(list(rows()), sys.stdout, indent=1)
