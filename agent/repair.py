@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -184,7 +185,8 @@ class RepairLoop:
             settings = self._settings
         holders: dict[Address, str] = {}
         for claim in self._claims():
-            holders[ip_address(claim.spec.address)] = claim.spec.container_id
+            with suppress(ValueError):  # written by hand, and no address
+                holders[ip_address(claim.spec.address)] = claim.spec.container_id
         return Terms(
             holders, self._tables, settings.host_rule_table, settings.pod_default_cni_nic, settings.kernel_timeout
         )

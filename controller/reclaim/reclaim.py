@@ -185,10 +185,9 @@ class Reclaim:
         if not self._replayed or (old is not None and new is not None and old.ready == new.ready):
             return
         self._consider_all(self._index.on_node(name), 0)
-        if new is None or not new.ready:
-            for pod in self._index.pods.values():
-                if pod.spec.node_name == name:
-                    self._consider_all(self._index.claims(uid_on_node(pod)), self._settings.settle)
+        for pod in self._index.pods.values():
+            if pod.spec.node_name == name:
+                self._consider_all(self._index.claims(uid_on_node(pod)), self._settings.settle)
 
     def _set_changed(self, old: StatefulSet | None, new: StatefulSet | None) -> None:
         meta = (new or old).metadata  # type: ignore[union-attr]

@@ -225,7 +225,9 @@ def free_ports(count: int) -> list[int]:
     """Ports of loopback that nobody has. Raises LabError if there are not so many."""
     found: list[int] = []
     for port in random.sample(_PORTS, 100):
-        with contextlib.suppress(OSError), held(port):
+        # Without SO_REUSEPORT, by which the port of another cluster's API server could be shared.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((HOST, port))
             found.append(port)
         if len(found) == count:
             return found

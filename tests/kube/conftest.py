@@ -19,6 +19,7 @@ from lab.kube.cluster import Cluster
 from lab.kube.components import ORDER
 from lab.layout import Lab
 from lab.table import Paper
+from tests.kube.controller_rig import Requests
 from tests.kube.node_rig import quiet, untouched, views
 
 SHARED = (
@@ -90,7 +91,7 @@ def leaves_nothing(shared: dict[Cluster, set[str]]) -> Iterator[None]:
             time.sleep(0.1)
         left += more
         for path in more:
-            cluster.kubectl("delete", "--raw", path)
+            Requests(cluster)("DELETE", path)
         before.update(more)  # a finalizer may keep it
     assert not left, f"left on the session's servers: {sorted(left)}"
 

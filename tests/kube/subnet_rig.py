@@ -274,9 +274,15 @@ async def clean(world: Rig) -> None:
     for claim_ in (await world.store.list(Claim)).items:
         with suppress(NotFoundError):
             await world.store.delete(Claim, claim_.metadata.name)
-    for kind in (Pool, Subnet):
-        for each in (await world.store.list(kind)).items:
+
+    async def emptied() -> bool:
+        """A controller that runs meanwhile writes them, and makes others as long as it sees applications."""
+        left = [each for kind in (Pool, Subnet) for each in (await world.store.list(kind)).items]
+        for each in left:
             with suppress(NotFoundError, ConflictError):
                 meta = replace(each.metadata, finalizers=[], resource_version="")
                 await world.store.update(replace(each, metadata=meta))
-                await world.store.delete(kind, each.metadata.name)
+                await world.store.delete(type(each), each.metadata.name)
+        return not left
+
+    await world.until(emptied, "pools and subnets are gone")

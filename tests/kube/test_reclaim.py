@@ -193,7 +193,6 @@ def test_lost_nodes_are_left_to_their_return_if_that_is_wanted(server: Cluster) 
             await asyncio.sleep(1.5)
             await stays(rooms.store, claim, seconds=0.5)
             await admin.node("away", ready=True)
-            rooms.reclaim.scan()
             await gone(rooms.store, claim)
             await admin.delete_pod("default", "waits")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ from store.open import StoreSettings, open_store
 from store.port import EVERYTHING, Query
 from tests.integration.store_adapters import claim, edit, pool, take, told
 from tests.kube.fault_proxy import Fault, Proxy
-from tests.kube.store_rig import make_admin, token_of, write_kubeconfig
+from tests.kube.store_rig import empty, make_admin, token_of, write_kubeconfig
 
 numbers = itertools.count(1_000_000)
 """Claims that no other test of the session's cluster has."""
@@ -47,10 +47,11 @@ class Rig:
 
 
 @pytest.fixture(name="token", scope="module")
-def a_token(kube: Cluster) -> str:
+def a_token(kube: Cluster) -> Iterator[str]:
     token = token_of(kube, "spt-faults")
     make_admin(kube, "spt-faults")
-    return token
+    yield token
+    empty(kube)
 
 
 Test = Callable[[Rig], Awaitable[None]]
