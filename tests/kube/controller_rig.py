@@ -70,9 +70,13 @@ class Requests:
             payload = None if body is None else json.dumps(body)
             connection.request(method, path, payload, {"Content-Type": content})
             answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+            text = answer.read().decode()
         finally:
             connection.close()
+        try:
+            return answer.status, json.loads(text)
+        except ValueError:  # of a kind that is not served, for one
+            return answer.status, {"message": text}
 
     def create(self, plural: str, name: str, **spec: object) -> tuple[int, Json]:
         return self("POST", f"{API}/{plural}", manifest(plural, name, **spec))

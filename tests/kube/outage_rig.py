@@ -5,7 +5,6 @@ CNI calls are made by the real executable, as a kubelet of the pod's node would.
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -178,8 +177,6 @@ class Site:
 
         def ready() -> bool:
             try:
-                return there("GET", "/readyz?verbose=false")[0] == 200
-            except json.JSONDecodeError:
                 return there("GET", f"{API}/{POOLS}")[0] == 200
             except OSError:
                 return False
