@@ -65,8 +65,9 @@ vm: vm-env ## a virtual machine's kernel and initramfs, from the distribution's 
 test-vm: vm ## kernel features that this machine may lack, in a virtual machine; not part of `make test` yet (root, 8 minutes)
 	@$(PY) tests/run.py $(BIN)/pytest tests/vm
 
-soak: kube vm ## histories of addresses, mistakes in the code that they must find, all NICs in a virtual machine (root, 45 minutes)
+soak: kube vm ## histories of addresses, mistakes that they must find, 5,000 pods one after the other, all NICs in a virtual machine (root, 55 minutes)
 	@$(PY) tests/run.py $(BIN)/pytest tests/kube -m soak -s
+	@$(PY) tests/run.py $(BIN)/pytest tests/integration -m soak -s
 	@SPIDERPOOL_VM_BUDGET=1800 $(PY) tests/run.py $(BIN)/pytest tests/vm -m soak
 
 coverage: dev-env ## which of upstream's end-to-end cases the last results prove: tests/COVERAGE.md
