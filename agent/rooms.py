@@ -24,6 +24,7 @@ from plugins.ifacer.ifacer import Ifacer
 from plugins.ipam.plugin import Ipam
 from plugins.ipam.pods import NoPods, Pods
 from plugins.ipam.provider import Provider
+from plugins.vlan.vlan import Vlan
 from store.open import open_store
 from store.port import Store
 from store.provider import ProviderClient
@@ -49,7 +50,13 @@ async def furnish(settings: Settings, stack: AsyncExitStack) -> Rooms:
     stack.push_async_callback(coordinator.close)
     ifacer = Ifacer(settings.ifacer)
     stack.push_async_callback(ifacer.close)
-    plugins: dict[str, Plugin] = {"spiderpool": ipam, "coordinator": coordinator, "ifacer": ifacer}
+    vlan = Vlan(
+        ipam,
+        has_provider=provider is not None,
+        kernel_timeout=settings.coordinator.kernel_timeout,
+        undo_deadline=settings.ipam.rollback_deadline,
+    )
+    plugins: dict[str, Plugin] = {"spiderpool": ipam, "coordinator": coordinator, "ifacer": ifacer, "vlan": vlan}
     background: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {"ipam": ipam.run, "ifacer": ifacer.run}
     if source is not None:
         background["coordinator"] = source.run

@@ -1,1 +1,1 @@
-"""The CNI plugins: `spiderpool` (IPAM), `coordinator` and `ifacer`, run inside the agent."""
+"""The CNI plugins: `spiderpool` (IPAM), `coordinator`, `ifacer` and `vlan`, run inside the agent."""

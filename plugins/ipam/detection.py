@@ -62,6 +62,8 @@ class Detector:
         asked = {family: self._policy.of(claim.spec.pool) for family, claim in attempt.claims.items()}
         if attempt.netns_fd is None or not any(each.conflict or each.gateway for each in asked.values()):
             return
+        if attempt.parent_mac:
+            return  # what an infrastructure provider decides about is no NIC before it has answered
         if 6 in asked and asked[6].conflict:
             await _spare_the_kernel_its_own(attempt)
         unsure = [family for family, each in asked.items() if each.conflict]

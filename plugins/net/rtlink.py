@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from ipaddress import IPv4Address
 from socket import AF_INET, AF_UNSPEC
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _IFLA_LINK_NETNSID, _IFLA_TARGET_NETNSID, _IFA_TARGET_NETNSID = 37, 46, 10
 _SKIP_STATS = 1 << 3
 _IFLA_INET_CONF, _DEVCONF_RP_FILTER = 1, 8
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
@@ -161,6 +162,12 @@ def link_set(
     return Message(RTM_NEWLINK, 0, body, what)
 
 
+def link_rename(index: int, name: str) -> Message:
+    """Give a link, which is down, another name; fails with EEXIST if there is a link of that name."""
+    body = _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0) + text_attribute(_IFLA_IFNAME, name)
+    return Message(RTM_NEWLINK, 0, body, f"name link {index} {name}")
+
+
 def link_delete(index: int, name: str) -> Message:
     """Delete the link `index`; `name` is for the error only. Takes tens of milliseconds (an RCU grace period)."""
     return Message(RTM_DELLINK, 0, _IFINFO.pack(AF_UNSPEC, 0, index, 0, 0), f"delete link {name}")
@@ -229,11 +236,13 @@ def parse_link_state(body: bytes) -> LinkState | None:
     return LinkState(index, hardware, flags, mac, losses)
 
 
-def address_add(index: int, address: Address, length: int, where: str) -> Message:
+def address_add(index: int, address: Address, length: int, where: str, broadcast: IPv4Address | None = None) -> Message:
     """Put `address` on a link; fails if it is there."""
     packed = address.packed
     body = _IFADDR.pack(family_of(address), length, 0, 0, index)
     body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+    if broadcast is not None:
+        body += attribute(_IFA_BROADCAST, broadcast.packed)
     return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body, f"add address {address}/{length} to {where}")
 
 

@@ -29,8 +29,8 @@ PROTOCOL_8021Q = 0x8100
 BOND_MODE = 1
 """IFLA_BOND_MODE."""
 
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 3, 4, 5, 10
-_IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_GROUP = 18, 26, 27
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD = 18, 26, 27, 28
 _INFO_KIND, _INFO_DATA = 1, 2
 _VLAN_ID, _VLAN_PROTOCOL = 1, 5
 _MACVLAN_MODE, _MACVLAN_FLAGS = 1, 2
@@ -75,13 +75,20 @@ def parse_master(body: bytes) -> MasterLink:
     )
 
 
-def vlan(name: str, parent: int, vlan_id: int, group: int, mtu: int = 0) -> Message:
-    """Create the VLAN `vlan_id` of the link `parent`, down and in `group`; without `mtu` it has its parent's.
+def vlan(
+    name: str, parent: int, vlan_id: int, group: int, mtu: int = 0, *, mac: bytes | None = None, netns_fd: int = -1
+) -> Message:
+    """Create the VLAN `vlan_id` of the link `parent`, down and in `group`; without `mtu` and `mac` it has its parent's.
 
-    Fails with EEXIST if there is a link of that name, or the parent has that VLAN, be it in another namespace.
+    With `netns_fd` it comes into being in that namespace. Fails with EEXIST if there is a link of that name (the kernel
+    looks in the socket's namespace too), or the parent has that VLAN, be it in another namespace.
     """
     data = attribute(_VLAN_ID, _U16.pack(vlan_id)) + attribute(_VLAN_PROTOCOL, _BE16.pack(PROTOCOL_8021Q))
     more = u32_attribute(_IFLA_LINK, parent) + (u32_attribute(_IFLA_MTU, mtu) if mtu else b"")
+    if mac is not None:
+        more += attribute(_IFLA_ADDRESS, mac)
+    if netns_fd >= 0:
+        more += u32_attribute(_IFLA_NET_NS_FD, netns_fd)
     return _create(name, "vlan", group, more, data, what=f"create VLAN {name}")
 
 

@@ -142,6 +142,14 @@ def route_add(route: Route) -> Message:
     return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _route(route), f"add {_route_text(route)}")
 
 
+def route_beside(route: Route) -> Message:
+    """Add `route` to those that its table has to the same destination: IPv4 before them, IPv6 as a further next hop.
+
+    Fails with EEXIST if the very same is there.
+    """
+    return Message(RTM_NEWROUTE, NLM_F_CREATE, _route(route), f"add {_route_text(route)}")
+
+
 def route_replace(route: Route) -> Message:
     """Add `route`, in place of the one that its table has to the same destination."""
     return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _route(route), f"set {_route_text(route)}")

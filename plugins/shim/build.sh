@@ -20,14 +20,14 @@ for target in "${@:-native}"; do
 	arm64) dir=build/cni-arm64 compiler="$python -m ziglang cc -target aarch64-linux-musl" ;;
 	*) echo "$0: unknown target '$target'; choose native, amd64 or arm64" >&2; exit 2 ;;
 	esac
-	if [ -e "$dir/ifacer" ] && [ -z "$(find "$source" "$0" -newer "$dir/ifacer" 2>/dev/null)" ]; then
+	if [ -e "$dir/vlan" ] && [ -z "$(find "$source" "$0" -newer "$dir/vlan" 2>/dev/null)" ]; then
 		continue
 	fi
 	mkdir -p "$dir"
 	# shellcheck disable=SC2086 # both are lists of words
 	$compiler $flags -o "$dir/.spiderpool.$$" "$source"
 	mv "$dir/.spiderpool.$$" "$dir/spiderpool"
-	for name in coordinator ifacer; do
+	for name in coordinator ifacer vlan; do
 		ln -f "$dir/spiderpool" "$dir/$name"
 	done
 done

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-or-later
 /*
- * The executable that the container runtime runs, under three names: spiderpool, coordinator,
- * ifacer.
+ * The executable that the container runtime runs, under four names: spiderpool, coordinator,
+ * ifacer, vlan.
  *
  * It decides nothing. It hands the call (CNI_* variables, standard input, the open network
  * namespace) to the agent over a Unix socket and prints the reply; PROTOCOL.md in this folder is

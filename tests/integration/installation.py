@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("spiderpool", "coordinator", "ifacer")
+NAMES = ("spiderpool", "coordinator", "ifacer", "vlan")
 CONFIG: dict[str, Any] = {"cniVersion": "1.0.0", "name": "net", "type": "spiderpool"}
 
 

@@ -47,6 +47,9 @@ def test_vlan() -> None:
     attrs = [["IFLA_IFNAME", "eth0.4094"], ["IFLA_GROUP", 7], ["IFLA_LINK", 3], kind("vlan", *tags)]
     compare(rtmaster.vlan("eth0.4094", 3, 4094, 7), {}, attrs)
     compare(rtmaster.vlan("eth0.4094", 3, 4094, 7, 1400), {}, [*attrs, ["IFLA_MTU", 1400]])
+    elsewhere = [*attrs, ["IFLA_ADDRESS", "02:00:00:00:00:01"], ["IFLA_NET_NS_FD", 9]]
+    ours = rtmaster.vlan("eth0.4094", 3, 4094, 7, mac=bytes.fromhex("020000000001"), netns_fd=9)
+    compare(ours, {}, elsewhere)
     assert rtmaster.vlan("v", 3, 1, 7).flags == 0x600, "it must not be there"
 
 

@@ -113,6 +113,17 @@ def test_address(address: Any, length: int) -> None:
     same(rtlink.address_add(3, address, length, "x"), theirs, 8)
 
 
+def test_address_with_broadcast() -> None:
+    attrs = [["IFA_LOCAL", str(V4)], ["IFA_ADDRESS", str(V4)], ["IFA_BROADCAST", "10.1.2.255"]]
+    theirs = encoded(ifaddrmsg, {"family": AF_INET, "prefixlen": 24, "index": 3}, attrs)
+    same(rtlink.address_add(3, V4, 24, "x", IPv4Address("10.1.2.255")), theirs, 8)
+
+
+def test_link_rename() -> None:
+    theirs = encoded(ifinfmsg, {"index": 7}, [["IFLA_IFNAME", "net1"]])
+    same(rtlink.link_rename(7, "net1"), theirs, 16)
+
+
 @pytest.mark.parametrize("table", [100, 254, 500])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("length", [0, 17, 32])
@@ -130,8 +141,9 @@ def test_routes(table: int, family: int, length: int) -> None:
         "family": netlink.family_of(base), "dst_len": length, "table": table if table < 256 else 0, "proto": 83,
         "type": 1,
     }  # fmt: skip
-    for message in (rtroute.route_add(route), rtroute.route_replace(route), rtroute.route_delete(route)):
-        same(message, encoded(rtmsg, fields, attrs), 12)
+    for pack in (rtroute.route_add, rtroute.route_beside, rtroute.route_replace, rtroute.route_delete):
+        same(pack(route), encoded(rtmsg, fields, attrs), 12)
+    assert rtroute.route_beside(route).flags == 0x400, "NLM_F_CREATE alone"
     assert rtroute.parse_route(rtroute.route_add(route).body) == route
 
 
