@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 
 from plugins.errors import (
+    AddressConflictError,
     CheckFailedError,
     CniError,
     ExhaustedError,
@@ -268,6 +269,22 @@ def test_the_network_is_asked_by_the_new_nic(tmp_path: Path, there: Place) -> No
             await refused(plugin.add(taken), ExhaustedError, "all IP addresses used out")
             assert (await claims(store))["10.6.0.12"].spec.quarantine is not None
             assert pod.links() == []
+
+    there.run(main)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_duplicate_that_the_kernel_finds(tmp_path: Path, there: Place) -> None:
+    """Our own question is switched off: the kernel's is waited for."""
+    ip("-n", there.outside, "address", "add", "fd06::10/64", "dev", "eth0", "nodad")
+    pod = there.pod()
+
+    async def main() -> None:
+        async with serving(tmp_path) as (plugin, store):
+            await pool(store, "v4", "10.6.0.10")
+            await pool(store, "v6", "fd06::10")
+            await refused(plugin.add(pod.call(v6=True)), AddressConflictError, "fd06::10: duplicate address detection")
+            assert (pod.links(), await claims(store)) == ([], {})
 
     there.run(main)
 
