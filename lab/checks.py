@@ -39,6 +39,7 @@ QUIET: Sequence[Check] = (
     Check("service-host", "Host process → service", checks_traffic.service_host),
     Check("service-spread", "A service uses all its backends", checks_traffic.service_spread),
     Check("cni-check", "CNI CHECK agrees, and notices what is broken", checks_faults.cni_check),
+    Check("repair", "What somebody takes from pods on their node is restored", checks_faults.repaired),
     Check("stolen", "A stolen address is refused and replaced", checks_faults.stolen),
     Check("dead-gateway", "A gateway that does not answer is reported", checks_faults.dead_gateway),
     Check("exhaustion", "An exhausted pool is named", checks_faults.exhaustion),

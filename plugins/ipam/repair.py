@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from api.claim import Claim
 from api.endpoint import Endpoint, EndpointIP
 from plugins.errors import NoPoolError
 from plugins.ipam.answer import PoolOf, result_of
 from plugins.ipam.endpoints import EndpointWriter, Key, key_of, subject_of, uid_of
-from plugins.ipam.held import SetKey, by_family, is_retained, partial
+from plugins.ipam.held import SetKey, by_family, is_retained, partial, set_key
 from store.errors import NotFoundError, StoreError
 from store.port import Store
 
@@ -32,7 +32,7 @@ async def repair(
     """
     while True:
         try:
-            number = await _compare(store, writer, sets().values(), pool_of)
+            number = await _compare(store, writer, sets, pool_of)
         except StoreError as error:
             log.warning("endpoints are not compared with claims yet: %s", error)
             await asyncio.sleep(_PAUSE)
@@ -42,9 +42,11 @@ async def repair(
         return
 
 
-async def _compare(store: Store, writer: EndpointWriter, sets: Iterable[list[Claim]], pool_of: PoolOf) -> int:
+async def _compare(
+    store: Store, writer: EndpointWriter, sets: Callable[[], Mapping[SetKey, list[Claim]]], pool_of: PoolOf
+) -> int:
     pods: defaultdict[Key, list[list[Claim]]] = defaultdict(list)
-    for claims in sets:
+    for claims in sets().values():
         if all(key_of(claims[0])):
             pods[key_of(claims[0])].append(claims)
     repaired = 0
@@ -53,7 +55,9 @@ async def _compare(store: Store, writer: EndpointWriter, sets: Iterable[list[Cla
             endpoint: Endpoint | None = await store.get(Endpoint, name, namespace)
         except NotFoundError:
             endpoint = None
-        wrong = [(claims[0], entry) for claims in nics if (entry := missing_entry(endpoint, claims, pool_of))]
+        held = sets()  # a DEL that came meanwhile has had the endpoint removed: nothing would remove it again
+        still = [claims for claims in nics if held.get(set_key(claims[0])) == claims]
+        wrong = [(claims[0], entry) for claims in still if (entry := missing_entry(endpoint, claims, pool_of))]
         for claim, entry in wrong:
             writer.attached(claim, entry)
         repaired += bool(wrong)

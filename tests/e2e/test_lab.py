@@ -26,6 +26,7 @@ ROWS = {
     "service-host",
     "service-spread",
     "cni-check",
+    "repair",
     "stolen",
     "dead-gateway",
     "exhaustion",

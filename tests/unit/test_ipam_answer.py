@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,10 +16,12 @@ from api.pool import Pool, PoolSpec, Route
 from plugins.ipam.answer import result_of, routes_for, unreachable
 from plugins.ipam.attempt import same_claim
 from plugins.ipam.candidates import PoolFacts, pool_facts
-from plugins.ipam.endpoints import merged, subject_of
-from plugins.ipam.held import by_family
-from plugins.ipam.repair import missing_entry
+from plugins.ipam.endpoints import EndpointWriter, merged, subject_of
+from plugins.ipam.held import by_family, set_key
+from plugins.ipam.repair import missing_entry, repair
 from plugins.ipam.retained import hinted, is_using, split
+from store.errors import NotFoundError
+from store.port import Store
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -176,3 +179,21 @@ def test_which_endpoints_are_repaired(told: Endpoint | None, static: bool, missi
     assert missing_entry(told, [claim("eth0", "gone", "10.1.0.5")], POOLS.get) is None
     of_two = [claim("eth0", "a", "10.1.0.5", static=static, set_size=2)]
     assert missing_entry(told, of_two, POOLS.get) is None, "the record of the other family is not adopted yet"
+
+
+def test_no_endpoint_is_written_for_what_went_while_it_was_looked_at() -> None:
+    stays, goes = claim("eth0", "a", "10.1.0.5"), claim("eth0", "a", "10.1.0.6", pod_uid="u2")
+    held = {set_key(each): [each] for each in (stays, goes)}
+    noted: list[str] = []
+
+    class Looking:
+        async def get(self, kind: type[Endpoint], name: str, namespace: str) -> Endpoint:
+            held.pop(set_key(goes), None)  # its DEL
+            raise NotFoundError(name)
+
+    class Writing:
+        def attached(self, given: Claim, entry: EndpointIP) -> None:
+            noted.append(given.spec.address)
+
+    asyncio.run(repair(cast("Store", Looking()), cast("EndpointWriter", Writing()), lambda: dict(held), POOLS.get))
+    assert noted == ["10.1.0.5"]
