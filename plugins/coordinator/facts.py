@@ -113,7 +113,7 @@ def _is_given(address: rtlink.LinkAddress) -> bool:
 
 
 def read_routes(pod: Netlink) -> tuple[rtwhole.WholeRoute, ...]:
-    """The routes of all tables. Raises BatchError, OSError."""
+    """The routes of all tables but `local`. Raises BatchError, OSError."""
     found = [rtwhole.parse_whole(body) for family in FAMILIES for body in pod.dump(rtroute.route_dump(family))]
     return tuple(route for route in found if route is not None)
 

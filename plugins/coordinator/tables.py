@@ -68,7 +68,7 @@ class PodView:
     default_nic: str
     """Name of the pod's first NIC."""
     routes: tuple[WholeRoute, ...]
-    """Of all tables."""
+    """Of all tables but `local`."""
     rules: tuple[Rule, ...]
 
     @property

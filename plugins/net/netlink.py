@@ -54,13 +54,22 @@ _SEND_BUFFER = 1 << 21
 _DUMP_TRIES = 5
 
 
+class Words(tuple[object, ...]):
+    """A text that is put together when somebody asks for it. Most are not: only failures are told."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self))
+
+
 class Message(NamedTuple):
     """One request, without its sequence number."""
 
     type: int
     flags: int
     body: bytes
-    what: str
+    what: str | Words
     """For people: what it does to what."""
 
 
@@ -242,11 +251,11 @@ class Netlink:
             elif kind == _NLMSG_DONE:
                 code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
                 if code > 0:
-                    failures.append(Failure(index, messages[index].what, code, ""))
+                    failures.append(Failure(index, str(messages[index].what), code, ""))
             else:
                 replies.append(Reply(index, kind, body))
                 if flags & NLM_F_DUMP_INTR:
-                    failures.append(Failure(index, messages[index].what, errno.EINTR, "changed while it was read"))
+                    failures.append(Failure(index, str(messages[index].what), errno.EINTR, "changed while it was read"))
                 continue
             if index == final or opening_failed:
                 break
@@ -303,7 +312,7 @@ def _split(data: bytes) -> Iterable[tuple[int, int, int, bytes]]:
         offset += (size + 3) & ~3
 
 
-def _failure(index: int, what: str, flags: int, body: bytes) -> Failure | None:
+def _failure(index: int, what: str | Words, flags: int, body: bytes) -> Failure | None:
     """NLMSG_ERROR as a Failure, None if it only acknowledges (include/uapi/linux/netlink.h, struct nlmsgerr)."""
     (code,) = struct.unpack_from("=i", body)
     if code == 0:
@@ -313,4 +322,4 @@ def _failure(index: int, what: str, flags: int, body: bytes) -> Failure | None:
         (size,) = struct.unpack_from("=I", body, 4)
         offset = 20 if flags & _NLM_F_CAPPED else 4 + ((size + 3) & ~3)
         reason = attributes(body, offset).get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace")
-    return Failure(index, what, -code, reason)
+    return Failure(index, str(what), -code, reason)

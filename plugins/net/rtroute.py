@@ -18,6 +18,7 @@ from plugins.net.netlink import (
     NLM_F_EXCL,
     NLM_F_REPLACE,
     Message,
+    Words,
     address_in,
     attribute,
     attributes,
@@ -75,6 +76,10 @@ class Route(NamedTuple):
     priority: int = 0
     """Its metric; 0: the kernel's default (0 for IPv4, 1024 for IPv6)."""
 
+    def __str__(self) -> str:
+        via = f" via {self.gateway}" if self.gateway else ""
+        return f"route {self.destination}{via} table {self.table}"
+
 
 class Rule(NamedTuple):
     """A policy rule that looks a table up for all packets, for those with a mark, or for those of a sender."""
@@ -88,6 +93,11 @@ class Rule(NamedTuple):
     plain: bool
     """It selects by nothing but the mark and the source: no destination, no interface."""
     source: Prefix | None = None
+
+    def __str__(self) -> str:
+        who = f" from {self.source}" if self.source is not None else ""
+        mark = f" fwmark {self.mark:#x}" if self.mark else ""
+        return f"IPv{4 if self.family == AF_INET else 6} rule{who}{mark} lookup {self.table} pref {self.priority}"
 
 
 class Neighbour(NamedTuple):
@@ -132,14 +142,9 @@ def _route(route: Route) -> bytes:
     return body + u32_attribute(_RTA_TABLE, table)
 
 
-def _route_text(route: Route) -> str:
-    via = f" via {route.gateway}" if route.gateway else ""
-    return f"route {route.destination}{via} table {route.table}"
-
-
 def route_add(route: Route) -> Message:
     """Add `route`; fails with EEXIST if its table has one to the same destination."""
-    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _route(route), f"add {_route_text(route)}")
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _route(route), Words(("add", route)))
 
 
 def route_beside(route: Route) -> Message:
@@ -147,17 +152,17 @@ def route_beside(route: Route) -> Message:
 
     Fails with EEXIST if the very same is there.
     """
-    return Message(RTM_NEWROUTE, NLM_F_CREATE, _route(route), f"add {_route_text(route)}")
+    return Message(RTM_NEWROUTE, NLM_F_CREATE, _route(route), Words(("add", route)))
 
 
 def route_replace(route: Route) -> Message:
     """Add `route`, in place of the one that its table has to the same destination."""
-    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _route(route), f"set {_route_text(route)}")
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _route(route), Words(("set", route)))
 
 
 def route_delete(route: Route) -> Message:
     """Delete the route that matches `route` in everything given."""
-    return Message(RTM_DELROUTE, 0, _route(route), f"delete {_route_text(route)}")
+    return Message(RTM_DELROUTE, 0, _route(route), Words(("delete", route)))
 
 
 def route_get(destination: Address) -> Message:
@@ -166,7 +171,7 @@ def route_get(destination: Address) -> Message:
     flags = _LOOKUP_TABLE if destination.version == 4 else 0
     body = _RTMSG.pack(family_of(destination), destination.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
     return Message(
-        RTM_GETROUTE, 0, body + attribute(_RTA_DST, destination.packed), f"look up the route to {destination}"
+        RTM_GETROUTE, 0, body + attribute(_RTA_DST, destination.packed), Words(("look up the route to", destination))
     )
 
 
@@ -207,20 +212,14 @@ def _rule(rule: Rule) -> bytes:
     return body
 
 
-def _rule_text(rule: Rule) -> str:
-    who = f" from {rule.source}" if rule.source is not None else ""
-    mark = f" fwmark {rule.mark:#x}" if rule.mark else ""
-    return f"IPv{4 if rule.family == AF_INET else 6} rule{who}{mark} lookup {rule.table} pref {rule.priority}"
-
-
 def rule_add(rule: Rule) -> Message:
     """Add `rule`; fails with EEXIST if it is there."""
-    return Message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _rule(rule), f"add {_rule_text(rule)}")
+    return Message(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, _rule(rule), Words(("add", rule)))
 
 
 def rule_delete(rule: Rule) -> Message:
     """Delete `rule`; fails with ENOENT if there is none."""
-    return Message(RTM_DELRULE, 0, _rule(rule), f"delete {_rule_text(rule)}")
+    return Message(RTM_DELRULE, 0, _rule(rule), Words(("delete", rule)))
 
 
 def rule_dump(family: int) -> Message:
@@ -251,13 +250,13 @@ def neighbour_set(index: int, address: Address, mac: bytes, where: str, protocol
     body += attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, mac)
     if protocol:
         body += attribute(_NDA_PROTOCOL, bytes((protocol,)))
-    return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, f"set neighbour {address} on {where}")
+    return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, Words(("set neighbour", address, "on", where)))
 
 
 def neighbour_delete(index: int, address: Address) -> Message:
     """Forget `address` on a link; fails with ENOENT if it is not known there."""
     body = _NDMSG.pack(family_of(address), index, 0, 0, 0) + attribute(_NDA_DST, address.packed)
-    return Message(RTM_DELNEIGH, 0, body, f"forget neighbour {address} on link {index}")
+    return Message(RTM_DELNEIGH, 0, body, Words(("forget neighbour", address, "on link", index)))
 
 
 def neighbour_dump(index: int) -> Message:

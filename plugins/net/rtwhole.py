@@ -12,10 +12,21 @@ from socket import AF_INET, AF_INET6
 from typing import NamedTuple
 
 from api.ranges import Address
-from plugins.net.netlink import NLM_F_CREATE, NLM_F_EXCL, Message, address_in, attribute, int_in, nested, u32_attribute
+from plugins.net.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    Message,
+    Words,
+    address_in,
+    attribute,
+    int_in,
+    nested,
+    u32_attribute,
+)
 from plugins.net.rtroute import RTM_DELROUTE, RTM_NEWROUTE, Prefix
 
 _NLM_F_APPEND = 0x800
+_TABLE_LOCAL = 255
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH = 1, 4, 5, 6, 9
 _RTA_VIA, _RTA_ENCAP_TYPE, _RTA_ENCAP, _RTA_NH_ID, _RTA_TABLE = 18, 21, 22, 30, 15
 _RTA_PREFSRC, _RTA_METRICS, _RTA_FLOW, _RTA_PREF = 7, 8, 11, 20
@@ -82,9 +93,9 @@ class WholeRoute(NamedTuple):
 
 
 def parse_whole(body: bytes) -> WholeRoute | None:
-    """An RTM_NEWROUTE; None for what the kernel has remembered for one destination only."""
+    """An RTM_NEWROUTE; None for what the kernel itself keeps: for one destination only, or in the table `local`."""
     family, length, _, tos, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
-    if flags & _CLONED or family not in (AF_INET, AF_INET6):
+    if flags & _CLONED or table == _TABLE_LOCAL or family not in (AF_INET, AF_INET6):
         return None
     parts = dict(nested(body[12:]))
     if _RTA_MULTIPATH in parts:
@@ -156,19 +167,19 @@ def _pack(route: WholeRoute) -> bytes:
 
 def whole_add(route: WholeRoute) -> Message:
     """Add `route`; fails with EEXIST if its table has one to the same destination with the same metric."""
-    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _pack(route), f"add {route}")
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, _pack(route), Words(("add", route)))
 
 
 def whole_append(route: WholeRoute) -> Message:
     """Add `route` behind those to the same destination (IPv4), or as a further next hop of theirs (IPv6)."""
-    return Message(RTM_NEWROUTE, NLM_F_CREATE | _NLM_F_APPEND, _pack(route), f"append {route}")
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | _NLM_F_APPEND, _pack(route), Words(("append", route)))
 
 
 def whole_prepend(route: WholeRoute) -> Message:
     """Add `route` before those to the same destination (IPv4), or as a further next hop of theirs (IPv6)."""
-    return Message(RTM_NEWROUTE, NLM_F_CREATE, _pack(route), f"prepend {route}")
+    return Message(RTM_NEWROUTE, NLM_F_CREATE, _pack(route), Words(("prepend", route)))
 
 
 def whole_delete(route: WholeRoute) -> Message:
     """Delete the very `route`."""
-    return Message(RTM_DELROUTE, 0, _pack(route), f"delete {route}")
+    return Message(RTM_DELROUTE, 0, _pack(route), Words(("delete", route)))

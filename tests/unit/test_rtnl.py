@@ -301,3 +301,23 @@ def test_a_whole_route_by_a_next_hop_object() -> None:
     assert route.is_default
     cloned = encoded(rtmsg, {**fields, "flags": 0x200}, attrs)
     assert rtwhole.parse_whole(cloned) is None
+    assert rtwhole.parse_whole(encoded(rtmsg, {**fields, "table": 255, "type": 2}, attrs)) is None
+
+
+ROUTE = rtroute.Route(rtroute.Prefix(V4, 32), 500, 9, V4, None, 253, 83, 1)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (rtroute.route_add(ROUTE), f"add route {V4}/32 via {V4} table 500"),
+        (rtroute.route_delete(ROUTE._replace(gateway=None)), f"delete route {V4}/32 table 500"),
+        (
+            rtroute.rule_add(rtroute.Rule(AF_INET, 1000, 100, 1, 1, 83, True)),
+            "add IPv4 rule fwmark 0x1 lookup 100 pref 1000",
+        ),
+        (rtroute.neighbour_set(9, V4, bytes(6), "veth0 in the pod"), f"set neighbour {V4} on veth0 in the pod"),
+    ],
+)
+def test_failures_say_what_was_to_be_done(message: Message, said: str) -> None:
+    assert str(message.what) == said
