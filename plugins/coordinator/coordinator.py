@@ -62,7 +62,7 @@ class Coordinator(Plugin):
         self._source = source or NodeSource(settings)
         self._prober = prober
         self._host = Host(settings.kernel_timeout)
-        self._places = asyncio.Semaphore(settings.workers)
+        self._places = asyncio.Semaphore(settings.concurrency)
         self._removals = ThreadPoolExecutor(settings.workers, "coordinator-delete")
         self._pods: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """One NIC of a pod after the other: they share its tables."""
@@ -84,7 +84,7 @@ class Coordinator(Plugin):
         if config.mode == "disable":
             return result
         task = Task(_attachment(call), config, _require_fd(call), self._settings.kernel_timeout, awaited)
-        async with self._pod(call.container_id), self._places, self._in_progress(task.attachment.host_link):
+        async with self._pod(call.container_id), self._in_progress(task.attachment.host_link):
             self._deleted.pop((call.container_id, call.ifname), None)
             attached = await self._attach(call, task)
         if not config.pod_mac_prefix:
@@ -193,10 +193,20 @@ class Coordinator(Plugin):
         return lock
 
     async def _attach(self, call: Call, task: Task) -> Attached:
+        async with self._places:
+            attached = await self._wire(task)
+        try:
+            await self._announce(call, attached)
+        except BaseException:
+            await _finish(run_in_thread(attached.undo.run))
+            raise
+        return attached
+
+    async def _wire(self, task: Task) -> Attached:
         given_up = False
         work = asyncio.ensure_future(run_in_thread(lambda: attach(self._host, task, lambda: given_up)))
         try:
-            attached = await asyncio.shield(work)
+            return await asyncio.shield(work)
         except asyncio.CancelledError:
             given_up = True
             await _wait_for(work)
@@ -205,12 +215,6 @@ class Coordinator(Plugin):
             raise
         except (OSError, BatchError) as error:
             _raise_mapped(error)
-        try:
-            await self._announce(call, attached)
-        except BaseException:
-            await _finish(run_in_thread(attached.undo.run))
-            raise
-        return attached
 
     async def _announce(self, call: Call, attached: Attached) -> None:
         """Tell the network the new MAC. A failure costs the neighbours a moment, and the pod nothing."""

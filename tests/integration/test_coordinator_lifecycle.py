@@ -604,7 +604,7 @@ def test_many_at_once_and_deletions_beside(here: Node) -> None:
         await coordinator.delete(late.call("DEL"))
         return took
 
-    here.on(body, CoordinatorSettings(workers=4))
+    here.on(body, CoordinatorSettings(concurrency=4, workers=4))
     assert here.state() == before
     assert len(os.listdir("/proc/self/fd")) == fds + len(pods)
 
