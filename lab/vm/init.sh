@@ -24,7 +24,14 @@ mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work ove
 mount -t tmpfs -o mode=755 run /root/run && mount -t tmpfs -o mode=1777 tmp /root/tmp || fail "no /run or /tmp"
 mkdir -p /root/run/vm /root/run/lock /root/run/netns
 mount -t 9p -o "rw,cache=none,$share" run /root/run/vm || fail "no folder of this run"
-. /root/run/vm/settings # GUEST, MODULES, NICS, SECONDS_LEFT, WRITE
+. /root/run/vm/settings # REPOSITORY, MODULES, NICS, SECONDS_LEFT, WRITE
+case $REPOSITORY in
+  /tmp/* | /run/*) # hidden by now
+    mkdir -p "/root$REPOSITORY" /layer/upper-repository /layer/work-repository
+    layers=lowerdir=/host$REPOSITORY,upperdir=/layer/upper-repository,workdir=/layer/work-repository
+    mount -t overlay -o "$layers" overlay "/root$REPOSITORY" || fail "no repository"
+    ;;
+esac
 (
   # The host ends the machine at its deadline; this is for when that end of it is gone.
   sleep "$SECONDS_LEFT"
@@ -63,4 +70,4 @@ done
 
 umount "/lib/modules/$release"
 mount --move /proc /root/proc && mount --move /sys /root/sys && mount --move /dev /root/dev || fail "no /dev"
-exec switch_root /root /bin/busybox sh "$GUEST"
+exec switch_root /root /bin/busybox sh "$REPOSITORY/lab/vm/guest.sh"

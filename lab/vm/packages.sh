@@ -17,7 +17,8 @@ if enough "$(installed)" && compgen -G "$folder/linux-image-*.deb" >/dev/null; t
 export DEBIAN_FRONTEND=noninteractive
 apt=()
 apt-get update -qq
-if ! enough "$(apt-cache policy qemu-system-x86 | sed -n 's/^ *Candidate: //p')"; then
+# What would be installed on a machine that has nothing yet: what this one has tells nothing about its release's kernel.
+if ! enough "$(apt-cache -o Dir::State::status=/dev/null policy qemu-system-x86 | sed -n 's/^ *Candidate: //p')"; then
   release=$(. /etc/os-release && echo "$VERSION_CODENAME")
   mirror=$(apt-get indextargets --format '$(REPO_URI)' "Created-By: Packages" "Codename: $release" "Component: main" | head -n 1)
   [ -n "$mirror" ] || { echo "packages.sh: apt is set up without the main component of $release, so not for its backports either" >&2; exit 1; }

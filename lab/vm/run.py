@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lab.layout import LabError
 from lab.process import last_lines
-from lab.vm.build import CACHE, HERE, PROVIDE, Image
+from lab.vm.build import CACHE, PROVIDE, REPOSITORY, Image
 from lab.vm.machine import NICS, PROGRAM, Share, command_line
 
 RUNS = f"{CACHE}/runs"
@@ -96,7 +96,7 @@ def _locked(folder: str) -> Iterator[None]:
 def _settings(folder: str, image: Image, shares: Sequence[Share], timeout: float) -> None:
     """Write what init.sh reads."""
     settings = {
-        "GUEST": f"{HERE}/guest.sh",
+        "REPOSITORY": REPOSITORY,
         "MODULES": image.modules,
         "NICS": " ".join(f"{nic.mac}={nic.name}" for nic in NICS),
         "SECONDS_LEFT": str(int(timeout) + 5),
