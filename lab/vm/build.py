@@ -25,8 +25,6 @@ from lab.process import run
 from lab.table import Paper
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-REPOSITORY = os.path.dirname(os.path.dirname(HERE))
-"""Where the guest finds it, too."""
 CACHE = f"{SOURCES}/build/vm"
 PACKAGES = f"{CACHE}/packages"
 BUSYBOX = "/bin/busybox"

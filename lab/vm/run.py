@@ -20,9 +20,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from lab.layout import LabError
+from lab.layout import SOURCES, LabError
 from lab.process import last_lines
-from lab.vm.build import CACHE, PROVIDE, REPOSITORY, Image
+from lab.vm.build import CACHE, PROVIDE, Image
 from lab.vm.machine import NICS, PROGRAM, Share, command_line
 
 RUNS = f"{CACHE}/runs"
@@ -96,7 +96,7 @@ def _locked(folder: str) -> Iterator[None]:
 def _settings(folder: str, image: Image, shares: Sequence[Share], timeout: float) -> None:
     """Write what init.sh reads."""
     settings = {
-        "REPOSITORY": REPOSITORY,
+        "REPOSITORY": SOURCES,
         "MODULES": image.modules,
         "NICS": " ".join(f"{nic.mac}={nic.name}" for nic in NICS),
         "SECONDS_LEFT": str(int(timeout) + 5),
