@@ -1,7 +1,8 @@
 """The coordinator's ADDs of dual-stack pods with two NICs, underlay, beside `ip -batch` and `iptables-restore`.
 
 One pod after the other, and fifty at once. Both sides have pods of their own, which are wired again in each round, in
-threads of the same making and as many at a time; what the programs made is given to CHECK before anything counts.
+threads of the same making; what the programs made is given to CHECK before anything counts.
+Then what it costs the repair loop to compare a pod with what should be there.
 
     python -m tests.bench coordinator
 """
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from plugins.coordinator.coordinator import Coordinator
+from plugins.coordinator.host import Host
+from plugins.coordinator.mending import Terms
+from plugins.coordinator.repair import Outcome, Suspect, mend_pod, see_node
 from plugins.coordinator.settings import CoordinatorSettings
 from plugins.errors import CheckFailedError
 from tests.bench.ip_batch import FIRST, FURTHER, Programs
@@ -31,6 +35,8 @@ WARM_UP = 4
 """Pods of either side whose single ADDs do not count."""
 ROUNDS = 10
 """How often all pods are wired at once, and counted."""
+PLACES = 8
+"""How many pods' programs run at the same time: on two cores no other number is faster."""
 NICS = (FIRST, FURTHER)
 DEFAULTS = ((4, "prepend"), (6, "append"))
 
@@ -51,6 +57,8 @@ class Side:
     """Milliseconds until all pods have both."""
     cpu: list[float] = field(default_factory=list)
     """Processor milliseconds for one pod, the mean of a round."""
+    looks: list[float] = field(default_factory=list)
+    """Processor milliseconds of the repair loop's comparison of one pod, the mean of a round."""
 
     async def one(self, pod: Pod) -> list[float]:
         """Wire a pod: milliseconds of each NIC."""
@@ -80,7 +88,7 @@ def spent_by_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def sides(here: Node, coordinator: Coordinator, folder: Path, places: int) -> tuple[Side, Side]:
+def sides(here: Node, coordinator: Coordinator, folder: Path) -> tuple[Side, Side]:
     """Ours and the programs, with pods that have NICs and nothing of a coordinator."""
 
     def new_pod() -> Pod:
@@ -90,7 +98,7 @@ def sides(here: Node, coordinator: Coordinator, folder: Path, places: int) -> tu
 
     ours, theirs = ([new_pod() for _ in range(PODS)] for _ in range(2))
     programs = {pod.name: Programs(here, pod, folder) for pod in theirs}
-    gate = asyncio.Semaphore(places)
+    gate = asyncio.Semaphore(PLACES)
 
     async def attach(pod: Pod, nic: str) -> None:
         async with gate:
@@ -124,12 +132,29 @@ async def prove(coordinator: Coordinator, pod: Pod) -> None:
                 raise RuntimeError(f"the programs do something else than the coordinator: {error.details}") from None
 
 
+async def look_over(coordinator: Coordinator, pods: Sequence[Pod]) -> float:
+    """Compare all pods as the repair loop does: processor milliseconds for each. Raises RuntimeError if one lacks
+    something."""
+    settings, begin = await coordinator.defaults(), time.process_time()
+    view, pairs = await coordinator.on_node(lambda host: see_node(host, {settings.host_rule_table}))
+    terms = Terms({}, view.tags, settings.host_rule_table, settings.pod_default_cni_nic, settings.kernel_timeout)
+    for pod in pods:
+        suspect = Suspect(pod.container_id, pairs[pod.container_id], frozenset())
+
+        def work(host: Host, _: frozenset[str], suspect: Suspect = suspect, fd: int = pod.fd) -> Outcome:
+            return mend_pod(host, suspect, fd, view, terms)
+
+        outcome = await coordinator.undisturbed(pod.container_id, work)
+        if outcome is None or outcome.done or outcome.failures or outcome.known is None:
+            raise RuntimeError(f"{pod.name} is not as its ADDs left it: {outcome}")
+    return (time.process_time() - begin) * 1000 / len(pods)
+
+
 async def measure(here: Node, folder: Path) -> tuple[Side, Side]:
     """Both sides, having wired their pods in turn."""
-    settings = CoordinatorSettings()
-    coordinator = Coordinator(settings)
+    coordinator = Coordinator(CoordinatorSettings())
     try:
-        both = ours, theirs = sides(here, coordinator, folder, settings.workers)
+        both = ours, theirs = sides(here, coordinator, folder)
         # The sysctls that an ADD sets stay behind: the programs need not.
         for pod in theirs.pods:
             for nic in NICS:
@@ -151,6 +176,7 @@ async def measure(here: Node, folder: Path) -> tuple[Side, Side]:
                     side.totals.append(total)
                     side.cpu.append(cpu)
         await prove(coordinator, theirs.pods[-1])
+        ours.looks += [await look_over(coordinator, ours.pods) for _ in range(ROUNDS)]
         return both
     finally:
         await coordinator.close()
@@ -187,6 +213,14 @@ def rows() -> Iterator[dict[str, Any]]:
         "reference_all": statistics.median(theirs.totals),
         "cpu": statistics.median(ours.cpu),
         "reference_cpu": statistics.median(theirs.cpu),
+    }
+    yield {
+        "name": "repair_cpu_ms",
+        "value": statistics.median(ours.looks),
+        "reference": None,
+        "ratio": None,
+        "unit": "ms",
+        "samples": len(ours.looks),
     }
 
 

@@ -67,14 +67,17 @@ class Programs:
         """Wire a NIC, in a thread that ends with it, as an ADD of the coordinator. Raises RuntimeError, OSError."""
         on_the_node, in_the_pod = self._orders[ifname]
 
+        errors = self._folder / "errors"
+        told = (os.POSIX_SPAWN_OPEN, 2, str(errors), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+
         def run() -> None:
             for fd, orders in ((self._node_fd, on_the_node), (self._pod_fd, in_the_pod)):
                 enter(fd)
                 for argv in orders:
                     # vfork and exec, and none of what subprocess would add.
-                    _, status = os.waitpid(os.posix_spawn(argv[0], argv, os.environ), 0)
+                    _, status = os.waitpid(os.posix_spawn(argv[0], argv, os.environ, file_actions=[told]), 0)
                     if status:
-                        raise RuntimeError(f"{argv} ended with {os.waitstatus_to_exitcode(status)}")
+                        raise RuntimeError(f"{argv} ended with {status}: {errors.read_text()}")
 
         await run_in_thread(run)
 
