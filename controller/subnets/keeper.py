@@ -17,7 +17,7 @@ from api.pool import LABEL_CIDR, Pool, cidr_label
 from api.ranges import IPSet
 from api.subnet import READY, Subnet, is_automatic, is_ready
 from api.validate.pool import pool_addresses
-from api.validate.subnet import default_subnet, family_of, inherited, ledger_of, subnet_addresses
+from api.validate.subnet import created_subnet_errors, default_subnet, family_of, inherited, ledger_of, subnet_addresses
 from controller.room import Desk
 from controller.subnets.book import Index, Locks, network_key, write_ledger, written_status
 from store.errors import InvalidError, NotFoundError
@@ -83,6 +83,9 @@ class Keeper:
         """
         if network_key(subnet) is None:
             return f"'spec.subnet' {subnet.spec.subnet} is not a CIDR"
+        # Admission may not have seen it: it came before the webhook, or the webhook comes after this.
+        if errors := created_subnet_errors(subnet):
+            return "; ".join(map(str, errors))
         known = list(self._subnets.values()) if is_ready(subnet) else (await self._store.list(Subnet)).items
         others = [each for each in known if each.metadata.name != subnet.metadata.name]
         return subnet_conflicts([*others, subnet]).get(subnet.metadata.name, "")

@@ -130,7 +130,7 @@ def settle(there: Cluster, seconds: float = 60, **wanted: int) -> list[Pod]:
         found[:] = [_pod(item) for item in listed if _ready(item)]
         counts = {app: sum(pod.app == app for pod in found) for app in wanted}
         held = {(address, pod.uid) for pod in found for address in pod.addresses}
-        return counts == wanted and len(found) == len(listed) and claims(there) == held
+        return counts == wanted and len(found) == len(listed) == sum(wanted.values()) and claims(there) == held
 
     until(there, settled, seconds, f"{wanted or 'no pods'}, and the claims of just these")
     addresses = [address for pod in found for address in pod.addresses]

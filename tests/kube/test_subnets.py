@@ -445,6 +445,28 @@ def test_who_takes_over_finds_what_happened_meanwhile(own: Cluster) -> None:
     asyncio.run(scenario())
 
 
+def test_nonsense_is_not_used_though_nobody_refused_it(own: Cluster) -> None:
+    async def scenario() -> None:
+        async with rig(own) as it:
+            spec = SubnetSpec(subnet=V4, ip_version=4, ips=["10.40.0.9-10.40.0.1", RANGE], gateway="gw")
+            made = await it.store.create(Subnet(metadata=ObjectMeta(name="nonsense"), spec=spec))
+
+            async def told() -> str:
+                status = (await it.store.get(Subnet, "nonsense")).status
+                return next((each.message for each in (status.conditions if status else None) or ()), "")
+
+            text = await it.until(told)
+            assert "spec.ips[0]" in text
+            assert "spec.gateway" in text
+            await it.apply(workload("Deployment", "app", asking({"ipv4": ["nonsense"]})))
+            await it.told("SubnetNotReady", "app")
+            there = await it.store.get(Subnet, "nonsense")
+            await it.store.update(replace(there, spec=replace(made.spec, ips=[RANGE], gateway=None)))
+            await it.becomes(it.sizes, {"app/eth0/4": 1})
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.upstream("I00009")
 def test_of_many_equal_subnets_one_is_used(own: Cluster) -> None:
     async def scenario() -> None:
