@@ -79,9 +79,9 @@ def _etcd(place: Place) -> Sequence[str]:
         f"--peer-trusted-ca-file={pki}/ca.crt",
         f"--peer-cert-file={pki}/etcd.crt",
         f"--peer-key-file={pki}/etcd.key",
-        # It elects itself without waiting a second for others.
-        "--heartbeat-interval=10",
-        "--election-timeout=50",
+        # It elects itself without waiting a second for others; each heartbeat costs an idle cluster something.
+        "--heartbeat-interval=50",
+        "--election-timeout=250",
         "--log-level=warn",
     )
 
